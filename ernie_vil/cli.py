@@ -1,0 +1,93 @@
+"""What the tools share: arguments, opening a run, exit codes (0 done, 2 user error, 1 bug)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional, Sequence
+
+from ernie_vil.errors import UserError
+
+
+def run_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of every tool that works on a run's config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("-c", "--config", required=True, metavar="YAML", help="the run, such as configs/vcr.yaml")
+    parser.add_argument(
+        "-o", "--override", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as train.workers=4"
+    )
+    parser.add_argument(
+        "--mini", action="store_true", help="small model, miniature data made on first use, no download"
+    )
+    return parser
+
+
+def load_config(arguments: argparse.Namespace, extra: Sequence[str] = ()) -> tuple[Any, type]:
+    """The validated config of a run and the class of its task. Raises :class:`UserError` with all faults."""
+    from ernie_vil.engine.config import load, read_yaml
+    from ernie_vil.tasks import TASKS
+
+    def sections(raw: dict) -> dict[str, type]:
+        return find_task(raw, TASKS).sections
+
+    overrides = list(extra)
+    if arguments.mini:
+        task = find_task(read_yaml(arguments.config), TASKS)
+        print("MINIATURE RUN: a small model on made-up pictures; its figures say nothing about the paper's.")
+        overrides += [f"data.{key}={json.dumps(value)}" for key, value in task.mini_data().items()]
+    config = load(arguments.config, [*overrides, *arguments.override], sections, mini=arguments.mini)
+    return config, TASKS[config.task]
+
+
+def load_trained(arguments: argparse.Namespace) -> tuple[Any, type]:
+    """Like :func:`load_config`, with the weights that ``-w`` names (by default the run's own best checkpoint)."""
+    config, task = load_config(arguments)
+    from ernie_vil.engine.checkpoint import find_model
+
+    weights = arguments.weights or config.output
+    if arguments.weights is None and not Path(weights, "checkpoints").is_dir():
+        raise UserError(f"{weights}: this run has no checkpoint yet; train it first or name weights with -w")
+    if ":" not in weights or Path(weights).exists():
+        weights = str(find_model(Path(weights)))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights, overrides={})), task
+
+
+def check_writable(path: Path) -> None:
+    """Raise :class:`UserError` before the work is done, not after it."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+
+
+def find_task(raw: dict, tasks: dict[str, type]) -> type:
+    name = raw.get("task")
+    if name not in tasks:
+        raise UserError(f"task: {name!r} is unknown; known are: {', '.join(sorted(tasks))}")
+    return tasks[name]
+
+
+def main(program: Callable[[Optional[Sequence[str]]], Any]) -> NoReturn:
+    """Run a tool's ``program`` and leave with its exit code."""
+    # Paddle and its compilers warn about optional parts of the machine; nobody can act on it here.
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    try:
+        program(None)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; a training run continues with --resume auto", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def write_json(path: Path, value: Any) -> None:
+    try:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,214 @@
+"""The lower-casing WordPiece tokenizer that ERNIE-ViL v1 was trained with.
+
+PaddleNLP's tokenizers are not used here: their ``BasicTokenizer`` sets symbols such as U+2603 apart as if they were
+punctuation, while the original leaves them inside the word, so "snow☃man" would give three tokens where the model
+has always seen one ``[UNK]``. The rules below are those of the original (the BERT reference tokenizer).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Union
+
+from ernie_vil.errors import UserError
+
+PathLike = Union[str, Path]
+
+# A longer word is one [UNK]; the original's limit.
+MAX_WORD_CHARACTERS = 100
+# Words of running text repeat: the pieces of this many distinct words are kept, later ones are split every time.
+CACHED_WORDS = 200_000
+
+# First and last code point of the blocks whose characters are words of their own (CJK ideographs; not kana or hangul).
+_IDEOGRAPHS = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+
+
+class WordPieceTokenizer:
+    """Text to word pieces and their ids; greedy longest match, ``##`` marks a piece inside a word.
+
+    The text of special tokens has no meaning in the input: ``[MASK]`` is split at its brackets.
+
+    Args:
+        vocabulary: token -> id, the ids being 0 .. n-1 and each used once.
+        where: what to call the vocabulary in error messages, usually its file.
+
+    Raises:
+        UserError: ``[PAD]``, ``[UNK]``, ``[CLS]`` or ``[SEP]`` is missing, the id of ``[PAD]`` is not 0 (it also pads
+            positions and segments), or the ids are not 0 .. n-1.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], where: str = "the vocabulary") -> None:
+        missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in vocabulary]
+        if missing:
+            raise UserError(f"{where}: no {', '.join(missing)} among its {len(vocabulary)} tokens")
+        if vocabulary["[PAD]"] != 0:
+            raise UserError(
+                f"{where}: [PAD] has id {vocabulary['[PAD]']}; it must be 0, because the same number pads "
+                "positions and segments"
+            )
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise UserError(f"{where}: the ids of its {len(vocabulary)} tokens are not 0 to {len(vocabulary) - 1}")
+        self.vocabulary = vocabulary
+        self.where = where
+        self._tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        self._longest_token = max(map(len, vocabulary))
+        self._cache: dict[str, list[int]] = {}
+        self.pad_id = vocabulary["[PAD]"]
+        self.unk_id = vocabulary["[UNK]"]
+        self.cls_id = vocabulary["[CLS]"]
+        self.sep_id = vocabulary["[SEP]"]
+        self.mask_id = vocabulary.get("[MASK]")
+        """None if the vocabulary has no ``[MASK]``, which only pre-training needs."""
+
+    @classmethod
+    def from_file(cls, path: PathLike) -> WordPieceTokenizer:
+        """Read a vocabulary file, see :func:`read_vocabulary`."""
+        return cls(read_vocabulary(path), where=str(path))
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The word pieces of ``text``; a word that cannot be put together from pieces is one ``[UNK]``."""
+        return [self._tokens[i] for i in self.encode(text)]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the word pieces of ``text``, without ``[CLS]`` and ``[SEP]``."""
+        # Printable ASCII holds nothing to clean, and most text is printable ASCII.
+        cleaned = text if text.isascii() and text.isprintable() else clean_text(text)
+        ids: list[int] = []
+        for word in cleaned.split():
+            pieces = self._cache.get(word)
+            if pieces is None:
+                pieces = [piece for part in split_word(word) for piece in self._pieces(part)]
+                if len(self._cache) < CACHED_WORDS:
+                    self._cache[word] = pieces
+            ids += pieces
+        return ids
+
+    def _pieces(self, word: str) -> list[int]:
+        if len(word) > MAX_WORD_CHARACTERS:
+            return [self.unk_id]
+        ids = []
+        start = 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            longest_end = min(len(word), start + self._longest_token - len(prefix))
+            for end in range(longest_end, start, -1):
+                piece = self.vocabulary.get(prefix + word[start:end])
+                if piece is not None:
+                    ids.append(piece)
+                    start = end
+                    break
+            else:
+                return [self.unk_id]
+        return ids
+
+
+def read_vocabulary(path: PathLike) -> dict[str, int]:
+    """Read a vocabulary file: one token per line, its line number (from 0) being its id, or ``token<TAB>id``.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, holds a token or an id twice, an empty line between tokens, an id
+            that is no number, or a line of more than two columns (where the original silently stopped reading).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such vocabulary file; it is the vocab.txt that comes with the weights")
+    try:
+        # Only the line feed ends a line: other line separators of Unicode may be part of a token.
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a vocabulary file, it is no UTF-8 text ({error})") from None
+    while lines and not lines[-1].strip():
+        lines.pop()
+    vocabulary: dict[str, int] = {}
+    line_of_id: dict[int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        columns = line.strip().split("\t")
+        token = columns[0].strip()
+        if not token or len(columns) > 2:
+            found = f"{len(columns)} columns" if token else "an empty line"
+            raise UserError(f"{path}:{number}: {found}; expected a token, or a token, a tab and its id")
+        try:
+            token_id = int(columns[1]) if len(columns) == 2 else number - 1
+        except ValueError:
+            raise UserError(f"{path}:{number}: the id {columns[1]!r} is not a whole number") from None
+        if token in vocabulary:
+            raise UserError(f"{path}:{number}: the token {token!r} was there before, with id {vocabulary[token]}")
+        if token_id in line_of_id:
+            raise UserError(f"{path}:{number}: id {token_id} was given to line {line_of_id[token_id]} before")
+        vocabulary[token] = token_id
+        line_of_id[token_id] = number
+    return vocabulary
+
+
+def check_vocabulary(tokenizer: WordPieceTokenizer, rows: int, where: str) -> None:
+    """Refuse a vocabulary that the weights were not trained with.
+
+    Args:
+        rows: rows of the word embedding.
+        where: the weights (or configuration) that ``rows`` comes from, for the message.
+
+    Raises:
+        UserError: the number of tokens is not ``rows``.
+    """
+    if len(tokenizer) != rows:
+        raise UserError(
+            f"{tokenizer.where} has {len(tokenizer)} tokens, but the word embedding of {where} has {rows} rows; "
+            "use the vocabulary file that belongs to these weights"
+        )
+
+
+def clean_text(text: str) -> str:
+    """Drop control characters, turn white space into blanks and put blanks around ideographs."""
+    cleaned = []
+    for character in text:
+        code = ord(character)
+        category = unicodedata.category(character)
+        if character in "\t\n\r" or category == "Zs":
+            cleaned.append(" ")
+        elif code in (0, 0xFFFD) or category.startswith("C"):
+            continue
+        elif any(first <= code <= last for first, last in _IDEOGRAPHS):
+            cleaned.append(f" {character} ")
+        else:
+            cleaned.append(character)
+    return "".join(cleaned)
+
+
+def split_word(word: str) -> list[str]:
+    """Lower-case a cleaned word, take off its accents and split it before and after every punctuation mark."""
+    decomposed = unicodedata.normalize("NFD", word.lower())
+    parts: list[str] = []
+    inside_part = False
+    for character in decomposed:
+        if unicodedata.category(character) == "Mn":
+            continue
+        if is_punctuation(character):
+            parts.append(character)
+            inside_part = False
+        elif inside_part:
+            parts[-1] += character
+        else:
+            parts.append(character)
+            inside_part = True
+    # Decomposing or lower-casing may bring in white space; the original splits once more, so this does.
+    return " ".join(parts).split()
+
+
+def is_punctuation(character: str) -> bool:
+    """Whether the original takes the character for punctuation: Unicode's P classes and every ASCII symbol."""
+    if character.isascii():
+        return character.isprintable() and not character.isalnum() and character != " "
+    return unicodedata.category(character).startswith("P")

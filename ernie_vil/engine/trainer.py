@@ -1,0 +1,309 @@
+"""The training loop: steps, evaluation, checkpoints, logs. It knows neither the task nor the model."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Iterator
+
+import numpy as np
+import paddle
+from ernie_vil.engine.data import GuardedDataset, JointBatches, StepSampler, guarded_collate, make_loader
+
+from ernie_vil.engine import checkpoint
+from ernie_vil.engine.config import RunConfig, to_yaml
+from ernie_vil.engine.distributed import (
+    Processes,
+    barrier,
+    broadcast_parameters,
+    gather_objects,
+    sum_gradients,
+)
+from ernie_vil.engine.durations import Duration, to_steps
+from ernie_vil.engine.evaluation import autocast, evaluate, skip_log
+from ernie_vil.engine.logging import RunLog
+from ernie_vil.engine.optimizer import Adam, clip_by_global_norm, fill_absent_gradients
+from ernie_vil.engine.schedules import Schedule
+from ernie_vil.engine.task import Task
+from ernie_vil.engine.window import Window
+from ernie_vil.errors import UserError
+
+
+class Trainer:
+    """Runs a task as its config says; see :meth:`fit` and :meth:`evaluate`.
+
+    Every random draw of a step follows from (seed, step, process), so a run that was killed and resumed computes what
+    the run that was not would have computed, bit for bit, on the same device and number of processes.
+    """
+
+    def __init__(self, config: RunConfig, task: Task, processes: Processes) -> None:
+        self.config, self.task, self.processes = config, task, processes
+        self.output = Path(config.output)
+        self.metric = config.train.best_metric or task.metric
+        self.step, self.best, self.window = 0, None, Window()
+        self.log = RunLog(self.output, 0, silent=True)
+        if config.train.precision != "fp32" and paddle.get_device() == "cpu":
+            raise UserError(f"train.precision: {config.train.precision} needs an accelerator; on the CPU use fp32")
+
+    def fit(self, resume: str | None = None) -> dict[str, float]:
+        """Train from the step the run is at to its end; returns the last evaluation's metrics.
+
+        ``resume`` as in :func:`ernie_vil.engine.checkpoint.find`.
+        """
+        options = self.config.train
+        self._plan()
+        start = checkpoint.find(self.output, resume)
+        if start is None and checkpoint.follow(self.output, "latest") is not None:
+            raise UserError(
+                f"{self.output}: holds a run already; continue it with --resume auto, or give another -o output=FOLDER"
+            )
+        if start is not None:
+            self._restore(start)
+        broadcast_parameters(self.task.model.state_dict().values(), self.processes)
+        self.log = RunLog(self.output, self.total_steps, silent=not self.processes.main, resumed_at=start and self.step)
+        if self.processes.main:
+            (self.output / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        self.log.say(
+            f"{self.total_steps} steps of {options.batch_size} examples, {self.steps_per_epoch} steps an epoch, "
+            f"{self.processes.world} process(es); " + (f"resumed from {start}" if start else "from the start")
+        )
+        metrics: dict[str, float] = {}
+        try:
+            for loaded in self._batches():
+                self._train_step(loaded)
+                due = self.step == self.total_steps
+                if due or self._due(self.log_steps):
+                    self._log_window()
+                improved = False
+                if due or self._due(self.eval_steps):
+                    metrics = self._evaluate_and_log("val")
+                    improved = self.best is None or metrics[self.metric] > self.best
+                    self.best = metrics[self.metric] if improved else self.best
+                if due or improved or self._due(self.save_steps):
+                    self._save(improved)
+            if not metrics:
+                metrics = self._evaluate_and_log("val")
+        finally:
+            self.log.close()
+        return metrics
+
+    def _plan(self) -> None:
+        """Turn durations into steps and build what needs them: batches, schedule, optimizer."""
+        config, options = self.config, self.config.train
+        self.data = self.task.train_set()
+        shares = options.accumulate * self.processes.world
+        if options.batch_size < shares:
+            raise UserError(
+                f"train.batch_size: {options.batch_size} examples cannot be shared out over {self.processes.world} "
+                f"processes and train.accumulate {options.accumulate}"
+            )
+        one_epoch = self._joint_batches(epochs=1)
+        self.steps_per_epoch = one_epoch.steps_per_epoch
+        self.total_steps = self._steps(options.duration)
+        self.batches = self._joint_batches(epochs=math.ceil(self.total_steps / self.steps_per_epoch))
+        self.total_steps = min(self.total_steps, self.batches.total_steps)
+        self.log_steps, self.eval_steps, self.save_steps = (
+            None if every is None else max(self._steps(every), 1)
+            for every in (options.log_every, options.eval_every, options.save_every)
+        )
+        chosen = config.optimizer
+        self.schedule = Schedule(
+            chosen.schedule,
+            chosen.learning_rate,
+            self._steps(chosen.warmup),
+            self.total_steps,
+            [self._steps(border) for border in chosen.decay_steps],
+            chosen.decay_ratio,
+            chosen.final_ratio,
+        )
+        model = self.task.model
+        model.recompute = options.recompute
+        named = [(name, tensor) for name, tensor in model.named_parameters() if not tensor.stop_gradient]
+        self.parameters = [tensor for _, tensor in named]
+        self.optimizer = Adam(
+            named,
+            weight_decay=chosen.weight_decay,
+            decay_excluded=model.decay_excluded(),
+            layer_rates={
+                name: chosen.layer_decay**exponent for name, exponent in model.learning_rate_exponents().items()
+            }
+            if chosen.layer_decay
+            else None,
+            multipliers=chosen.multipliers,
+            beta1=chosen.beta1,
+            beta2=chosen.beta2,
+            epsilon=chosen.epsilon,
+            epsilon_placement=chosen.epsilon_placement,
+        )
+        self.scaler = paddle.amp.GradScaler(enable=options.precision == "fp16")
+        self.skips = skip_log(config, "train", sum(self.data.sizes), self.processes)
+        self.skips.add(self.data.unreadable)
+
+    def _joint_batches(self, epochs: int) -> JointBatches:
+        return JointBatches(
+            sizes=self.data.sizes,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            epochs=epochs,
+            turn=self.data.turn,
+            drop_last=self.data.drop_last,
+            drop_incomplete_turns=self.data.drop_incomplete_turns,
+        )
+
+    def _steps(self, duration: Duration) -> int:
+        return to_steps(
+            duration,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.config.train.batch_size,
+            total_steps=getattr(self, "total_steps", None),
+        )
+
+    def _batches(self) -> Iterator[list[dict]]:
+        """The micro-batches of each remaining step, with the time spent waiting for them in ``self.waited``."""
+        options = self.config.train
+        sampler = StepSampler(
+            self.batches, self.step, self.total_steps, options.accumulate, self.processes.rank, self.processes.world
+        )
+        loader = make_loader(
+            GuardedDataset(self.data.dataset), guarded_collate(self.data.collate), sampler, options.workers
+        )
+        source = iter(loader)
+        self.waited, self.since, self.timed_from = 0.0, time.perf_counter(), self.step
+        for _ in range(self.step, self.total_steps):
+            asked = time.perf_counter()
+            loaded = [next(source) for _ in range(options.accumulate)]
+            self.waited += time.perf_counter() - asked
+            yield loaded
+
+    def _train_step(self, loaded: list[dict]) -> None:
+        # All draws of a step follow from this one seed; see the class's promise of exact resume.
+        paddle.seed(_mix(self.config.seed, self.step, self.processes.rank))
+        usable = [batch for batch in loaded if batch["size"]]
+        counts: dict[str, float] = {}
+        for batch in usable:
+            for name, count in self.task.counts(batch).items():
+                counts[name] = counts.get(name, 0.0) + count
+        skipped = [message for batch in loaded for message in batch["skipped"]]
+        everywhere = gather_objects((counts, skipped), self.processes)
+        totals: dict[str, float] = {}
+        for part, _ in everywhere:
+            for name, count in part.items():
+                totals[name] = totals.get(name, 0.0) + count
+        self.skips.add([message for _, part in everywhere for message in part])
+        for batch in usable:
+            with autocast(self.config):
+                losses = self.task.losses(batch)
+                total = sum(loss.astype("float32") / totals[name] for name, loss in losses.items())
+            self.scaler.scale(total).backward()
+            for name, loss in losses.items():
+                self.window.add(name, loss.detach(), 0.0)
+        for name, count in counts.items():
+            self.window.add(name, 0.0, count)
+        # A step none of whose examples could be read changes nothing, in any process.
+        if totals:
+            self._update()
+        self.step += 1
+        self.log.advance()
+
+    def _update(self) -> None:
+        chosen = self.config.optimizer
+        fill_absent_gradients(self.parameters)
+        sum_gradients(self.parameters, self.processes)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_by_global_norm(self.parameters, chosen.clip_norm or 0.0)
+        self.window.add("grad_norm", norm, 1.0)
+        self.optimizer.set_lr(self.schedule(self.step))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad(set_to_zero=False)
+
+    def _read_window(self) -> dict[str, tuple[float, float]]:
+        # With fp16 the scaler skips updates whose gradients overflow; that is no fault.
+        return self.window.read(self.step, ("grad_norm",) if self.config.train.precision == "fp16" else ())
+
+    def _log_window(self) -> None:
+        self._read_window()
+        values = self.window.means(self.processes)
+        passed = time.perf_counter() - self.since
+        steps = self.step - max(self.window.start, self.timed_from)
+        values["learning_rate"] = self.schedule(self.step - 1)
+        values["examples_per_second"] = steps * self.config.train.batch_size / passed
+        values["data_wait_share"] = self.waited / passed
+        self.log.metrics("train", self.step, self._epoch(), values)
+        self.window = Window(self.step)
+        self.waited, self.since = 0.0, time.perf_counter()
+
+    def _evaluate_and_log(self, split: str) -> dict[str, float]:
+        self._read_window()
+        started = time.perf_counter()
+        metrics, _ = evaluate(self.config, self.task, split, self.processes)
+        if self.metric not in metrics:
+            raise UserError(f"train.best_metric: {self.metric} is not among {', '.join(metrics)}")
+        self.log.metrics(split, self.step, self._epoch(), metrics)
+        self.since += time.perf_counter() - started
+        return metrics
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+    def _save(self, improved: bool) -> None:
+        sums = self._read_window()
+        # Each process has summed its own share; the checkpoint keeps them all.
+        windows = gather_objects(sums, self.processes)
+        if self.processes.main:
+            folder = checkpoint.save(self.output, self.step, lambda temporary: self._write(temporary, windows))
+            checkpoint.point(self.output, "latest", folder)
+            if improved:
+                checkpoint.point(self.output, "best", folder)
+            checkpoint.prune(self.output, self.config.train.keep)
+        barrier(self.processes)
+
+    def _write(self, folder: Path, windows: list[dict]) -> None:
+        self.task.save_pretrained(folder)
+        paddle.save(self.optimizer.named_state(), str(folder / checkpoint.OPTIMIZER_FILE))
+        state = {
+            "step": self.step,
+            "epoch": self._epoch(),
+            "updates": self.optimizer.updates,
+            "learning_rate": self.schedule(self.step),
+            "best": self.best,
+            "metric": self.metric,
+            "windows": windows,
+            "window_start": self.window.start,
+            "scaler": {key: float(value) for key, value in self.scaler.state_dict().items()},
+            "random": {"seed": self.config.seed, "next_step": self.step},
+            "processes": self.processes.world,
+            "device": paddle.get_device().split(":")[0],
+            "paddle": paddle.__version__,
+            "git": checkpoint.git_state(Path(__file__).parent),
+        }
+        (folder / checkpoint.TRAINER_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        (folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+
+    def _restore(self, folder: Path) -> None:
+        state = checkpoint.read_trainer(folder)
+        if state["processes"] != self.processes.world:
+            raise UserError(
+                f"{folder}: was written by {state['processes']} process(es) and this run has {self.processes.world}; "
+                "resume with as many, or start a new run from its weights with -o model.weights=FOLDER"
+            )
+        if state["random"]["seed"] != self.config.seed:
+            raise UserError(f"seed: {self.config.seed} is not the {state['random']['seed']} of {folder}")
+        self.task.model.load(folder / checkpoint.MODEL_FILE)
+        self.optimizer.load_named_state(
+            checkpoint.read_optimizer(folder), state["updates"], str(folder / checkpoint.OPTIMIZER_FILE)
+        )
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.best = state["step"], state["best"]
+        self.window = Window(state["window_start"], state["windows"][self.processes.rank])
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """One 63-bit seed from three numbers, without patterns between neighbours."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

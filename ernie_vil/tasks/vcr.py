@@ -1,0 +1,274 @@
+"""Visual commonsense reasoning: choose the answer to a question (Q->A) and the reason for it (QA->R).
+
+Source: Zellers et al., CVPR 2019; ERNIE-ViL paper, section 4.2; the original's joint training of both tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional, Sequence
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from ernie_vil.data.mini_vcr import mini_vcr
+from ernie_vil.data.names import NameDraws
+from ernie_vil.data.regions import check_fingerprints, open_store
+from ernie_vil.data.tokenizer import WordPieceTokenizer, check_vocabulary
+from ernie_vil.data.vcr import CHOICES, Q_TO_A, QA_TO_R, VcrDataset, VcrFile, collate_vcr, missing_file_message
+from ernie_vil.engine.config import RunConfig, option
+from ernie_vil.engine.task import EvalSet, TrainSet
+from ernie_vil.errors import UserError
+from ernie_vil.models.heads import ChoiceHead, choice_loss, match_vector
+from ernie_vil.tasks.options import DataOptions, ModelOptions
+from ernie_vil.zoo import create_model, vocabulary_beside
+
+PARTS = ("qa", "qar")
+FEATURES_HINT = "bottom-up region features of the VCR images as LMDB; the README says where they are to be had"
+
+
+@dataclass(frozen=True)
+class VcrModelOptions(ModelOptions):
+    """Section ``model`` of the task ``vcr``."""
+
+    fusion: str = option("mul", "how the two pooled outputs are joined", choices=("mul", "sum"))
+    match_dropout: bool = option(
+        True, "drop out the joined vector in training, at the model's attention_probs_dropout_prob as the original does"
+    )
+    answer_head: str = option("vcr_qa", "head that scores answers")
+    rationale_head: str = option(
+        "vcr_qar",
+        "head that scores rationales; the original's evaluation file names vcr_qa here although training fills vcr_qar",
+    )
+
+
+@dataclass(frozen=True)
+class VcrDataOptions(DataOptions):
+    """Section ``data`` of the task ``vcr``."""
+
+    train: str = option("data/vcr/train.jsonl", "training questions (public VCR format)")
+    val: str = option("data/vcr/val.jsonl", "validation questions")
+    test: str = option("data/vcr/test.jsonl", "test questions, without labels")
+    features: str = option("data/vcr/features.lmdb", "region features of detected boxes: " + FEATURES_HINT)
+    gt_features: Optional[str] = option(
+        "data/vcr/gt_features.lmdb", "region features of the ground-truth boxes; null uses detected boxes alone"
+    )
+    names: Optional[str] = option(
+        None, "table of names for persons (CSV, second column); null takes the neutral names that come with the package"
+    )
+    recorded_names: Optional[str] = option(None, "JSON file with the names drawn in an earlier run, instead of drawing")
+    max_answer_length: int = option(60, "tokens of a Q->A sequence", minimum=8)
+    max_rationale_length: int = option(80, "tokens of a QA->R sequence", minimum=8)
+    max_regions: int = option(100, "regions of an image, with the whole-image row", minimum=2)
+    turn: int = option(1, "batches of Q->A in a row before as many of QA->R (the original: 64 / batch size)", minimum=1)
+    drop_incomplete_turns: bool = option(False, "drop what does not fill a turn at the end, as the original does")
+
+
+class VcrTask:
+    """See :class:`ernie_vil.engine.task.Task`. Both parts are trained in turn, each with its own head.
+
+    Metrics, over all questions of a split: ``q_a`` and ``qa_r`` (accuracy in per cent), ``q_ar`` (share of questions
+    with both right) and the mean softmax cross entropies ``q_a_loss`` and ``qa_r_loss``. The original prints the mean
+    of batch accuracies and no ``q_ar``.
+    """
+
+    sections = {"model": VcrModelOptions, "data": VcrDataOptions}
+    metric = "q_ar"
+
+    def __init__(self, config: RunConfig, splits: Sequence[str] = ("train", "val"), *, trained: bool = False) -> None:
+        """Open vocabulary and weights for work on ``splits``; with ``trained`` the weights must hold the heads too.
+
+        Raises :class:`UserError` listing all missing files, or what is wrong with vocabulary or weights.
+        """
+        self.config, self.options, self.files = config, config.model, config.data
+        self._check_files(splits)
+        self.tokenizer = WordPieceTokenizer.from_file(self._vocabulary())
+        overrides = dict(self.options.overrides)
+        if self.options.weights is None:
+            overrides.setdefault("vocab_size", len(self.tokenizer))
+        heads = dict.fromkeys((self.options.answer_head, self.options.rationale_head))
+        paddle.seed(config.seed)
+        self.model = create_model(
+            self.options.name,
+            self.options.weights,
+            heads=lambda model_config: {name: ChoiceHead(model_config) for name in heads},
+            overrides=overrides,
+        )
+        if trained and self.model.account.fresh:
+            raise UserError(
+                f"{self.options.weights}: lacks {', '.join(self.model.account.fresh)}; these weights were not trained for "
+                "this task (model.answer_head and model.rationale_head name the heads that are looked for)"
+            )
+        model_config = self.model.config
+        check_vocabulary(self.tokenizer, model_config.vocab_size, str(self._vocabulary()))
+        longest = max(self.files.max_answer_length, self.files.max_rationale_length)
+        if longest > model_config.max_position_embeddings:
+            raise UserError(
+                f"data.max_answer_length, data.max_rationale_length: sequences of {longest} tokens, but the model has "
+                f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
+            )
+
+    @staticmethod
+    def mini_data(seed: int = 0) -> dict[str, Any]:
+        """The ``data`` section of a miniature run; the data are made on first use."""
+        folder = mini_vcr()
+        return {
+            **{split: str(folder / f"{split}.jsonl") for split in ("train", "val", "test")},
+            "features": str(folder / "features.lmdb"),
+            "gt_features": str(folder / "gt_features.lmdb"),
+            "vocab": str(folder / "vocab.txt"),
+        }
+
+    def train_set(self) -> TrainSet:
+        dataset = self.dataset("train")
+        return TrainSet(
+            dataset,
+            collate_vcr,
+            dataset.sizes,
+            self.files.turn,
+            drop_incomplete_turns=self.files.drop_incomplete_turns,
+            unreadable=dataset.file.skipped,
+        )
+
+    def eval_set(self, split: str) -> EvalSet:
+        dataset = self.dataset(split)
+        keys = [(part, 0, index) for part in (Q_TO_A, QA_TO_R) for index in range(dataset.sizes[part])]
+        return EvalSet(dataset, collate_vcr, keys, dataset.file.skipped)
+
+    def dataset(self, split: str) -> VcrDataset:
+        names = (
+            NameDraws.from_recorded(self.files.recorded_names)
+            if self.files.recorded_names
+            else NameDraws.from_table(self.files.names, self.config.seed)
+        )
+        file = VcrFile(getattr(self.files, split), split)
+        lengths = (self.files.max_answer_length, self.files.max_rationale_length)
+        return VcrDataset(file, self.tokenizer, *self.stores, names, lengths, self.files.max_regions)
+
+    @cached_property
+    def stores(self) -> tuple[Any, Any]:
+        """Region features of detected and of ground-truth boxes (None where they are not used)."""
+        width = self.model.config.feature_size
+        stores = [open_store(path, width) if path else None for path in (self.files.features, self.files.gt_features)]
+        check_fingerprints([store for store in stores if store is not None])
+        return stores[0], stores[1]
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        return {PARTS[int(batch["part"][0])]: float(batch["input_ids"].shape[0])}
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        part = int(batch["part"][0])
+        return {PARTS[part]: choice_loss(self.scores(batch)[part], batch["labels"], CHOICES)}
+
+    def scores(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Scores of both heads for every choice, ``[4 n, 1]`` each."""
+        output = self.model(
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["position_ids"],
+            batch["attention_mask"],
+            batch["region_features"],
+            batch["region_locations"],
+            batch["region_mask"],
+        )
+        rate = self.model.config.attention_probs_dropout_prob if self.options.match_dropout else 0.0
+        match = match_vector(output, self.options.fusion, rate, self.model.training)
+        heads = self.model.heads
+        return heads[self.options.answer_head](match), heads[self.options.rationale_head](match)
+
+    def predict(self, batch: Mapping[str, Any]) -> list[dict]:
+        scores = paddle.concat(self.scores(batch), axis=1).astype("float32").reshape([-1, CHOICES, len(PARTS)]).numpy()
+        names = ("part", "index", "question_index", "answer_index", "labels")
+        columns = zip(*(batch[name].numpy().tolist() for name in names))
+        return [
+            {
+                "key": (part, 0, index),
+                "question": question,
+                "answer": answer,
+                "label": label,
+                "scores": scores[row, :, part],
+            }
+            for row, (part, index, question, answer, label) in enumerate(columns)
+        ]
+
+    def metrics(self, records: list[dict]) -> dict[str, float]:
+        right: list[dict[int, bool]] = [{}, {}]
+        losses: list[list[float]] = [[], []]
+        for record in records:
+            part = record["key"][0]
+            right[part][record["question"]] = int(np.argmax(record["scores"])) == record["label"]
+            losses[part].append(-float(np.log(softmax(record["scores"])[record["label"]])))
+        both = sorted(set(right[Q_TO_A]) & set(right[QA_TO_R]))
+        return {
+            "q_a": percent(right[Q_TO_A].values()),
+            "qa_r": percent(right[QA_TO_R].values()),
+            "q_ar": percent([right[Q_TO_A][question] and right[QA_TO_R][question] for question in both]),
+            "q_a_loss": float(np.mean(losses[Q_TO_A])) if losses[Q_TO_A] else float("nan"),
+            "qa_r_loss": float(np.mean(losses[QA_TO_R])) if losses[QA_TO_R] else float("nan"),
+        }
+
+    def write_predictions(self, records: list[dict], split: str, path: Path) -> None:
+        """The leaderboard's CSV: ``annot_id``, four answer probabilities, four times four rationale probabilities.
+
+        On train and val, where rationales are scored for the right answer alone, the other columns are zero.
+        """
+        rows: dict[int, np.ndarray] = {}
+        for record in records:
+            row = rows.setdefault(record["question"], np.zeros(CHOICES + CHOICES * CHOICES))
+            start = 0 if record["key"][0] == Q_TO_A else CHOICES * (1 + record["answer"])
+            row[start : start + CHOICES] = softmax(record["scores"])
+        file = self.dataset(split).file
+        rationale_columns = [
+            f"rationale_conditioned_on_a{answer}_{choice}" for answer in range(CHOICES) for choice in range(CHOICES)
+        ]
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["annot_id", *(f"answer_{choice}" for choice in range(CHOICES)), *rationale_columns])
+            for question in sorted(rows):
+                writer.writerow([file[question].annot_id, *(f"{value:.6f}" for value in rows[question])])
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        shutil.copyfile(self._vocabulary(), folder / "vocab.txt")
+
+    def _vocabulary(self) -> Path:
+        path = self.files.vocab or vocabulary_beside(self.options.weights)
+        if path is None:
+            raise UserError(
+                "data.vocab: not given, and there is no vocab.txt with model.weights; give the vocabulary that belongs "
+                "to the weights (the released models: 30,522 lower-case entries, vocab.txt in their folder)"
+            )
+        return Path(path)
+
+    def _check_files(self, splits: Sequence[str]) -> None:
+        """Everything that is missing is said at once."""
+        faults = [
+            f"data.{split}: {missing_file_message(Path(getattr(self.files, split)))}"
+            for split in splits
+            if not Path(getattr(self.files, split)).is_file()
+        ]
+        for key in ("features", "gt_features"):
+            path = getattr(self.files, key)
+            if path and not Path(path).is_dir():
+                faults.append(f"data.{key}: {path}: no such folder; {FEATURES_HINT}, or try --mini")
+        for key in ("vocab", "names", "recorded_names"):
+            path = getattr(self.files, key)
+            if path and not Path(path).is_file():
+                faults.append(f"data.{key}: {path}: no such file")
+        if faults:
+            raise UserError("\n  ".join(["data are missing:", *faults]))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores.astype(np.float64) - scores.max())
+    return powers / powers.sum()
+
+
+def percent(values: Iterable[bool]) -> float:
+    listed = list(values)
+    return 100.0 * sum(listed) / len(listed) if listed else float("nan")
