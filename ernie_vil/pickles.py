@@ -34,6 +34,12 @@ _MAX_NUMBER_TEXT = 4300
 _NUMBER_OPCODES = ("INT", "LONG", "FLOAT", "PUT", "GET")
 _FORBIDDEN_OPCODES = ("PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
 _OPCODES = {ord(info.code): info for info in pickletools.opcodes}
+# Opcodes of which nothing needs checking but that they are there whole: code -> bytes.
+_FIXED_SIZES = {
+    code: 1 + (info.arg.n if info.arg else 0)
+    for code, info in _OPCODES.items()
+    if (info.arg is None or info.arg.n >= 0) and info.name not in (*_FORBIDDEN_OPCODES, "STOP", "BINPUT", "LONG_BINPUT")
+}
 _LENGTH_BYTES = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
@@ -131,16 +137,18 @@ def _check_lengths(data: Union[bytes, mmap.mmap], where: str) -> None:
     """
     position, count, end = 0, 0, len(data)
     while position < end:
-        info = _OPCODES.get(data[position])
+        count += 1
+        code = data[position]
+        if code in _FIXED_SIZES:
+            position += _FIXED_SIZES[code]
+            continue
+        info = _OPCODES.get(code)
         if info is None:
-            raise BadRecord(f"{where}: not a pickle (byte {data[position]:#04x} at offset {position})")
+            raise BadRecord(f"{where}: not a pickle (byte {code:#04x} at offset {position})")
         if info.name in _FORBIDDEN_OPCODES:
             raise UserError(f"{where}: the pickle uses {info.name}, which refers to objects outside the file; refused.")
         start = position + 1
-        position = start
-        count += 1
-        if info.arg is not None:
-            position = _end_of_argument(data, start, info, where)
+        position = start if info.arg is None else _end_of_argument(data, start, info, where)
         if info.name == "STOP":
             if position != end:
                 raise BadRecord(f"{where}: {end - position} bytes follow the end of the pickle")

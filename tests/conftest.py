@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +18,7 @@ from ernie_vil.models.heads import AnswerHead, ChoiceHead, MatchHead, RegionHead
 from ernie_vil.weights.fluid_names import to_ours
 
 DATA = Path(__file__).parent / "data" / "ernie_vil"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +44,51 @@ def inputs() -> dict[str, np.ndarray]:
 def outputs() -> dict[str, np.ndarray]:
     with np.load(DATA / "outputs.npz") as arrays:
         return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def small_vcr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small miniature VCR set: 60 training, 21 validation and 6 test questions."""
+    from ernie_vil.data.mini_vcr import build_mini_vcr
+
+    folder = tmp_path_factory.mktemp("small") / "vcr"
+    build_mini_vcr(folder, seed=3, train_images=20, val_images=7, test_images=2, questions_per_image=3)
+    return folder
+
+
+def vcr_arguments(folder: Path, output: Path, *overrides: str) -> list[str]:
+    """Arguments of a tool for a run of ``configs/vcr.yaml`` on data in ``folder``, with a tiny model."""
+    sizes = (
+        "{feature_size: 80, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 96, v_hidden_size: 16, "
+        "v_num_attention_heads: 2, v_intermediate_size: 16, co_hidden_size: 16, co_num_attention_heads: 2, "
+        "t_biattention_id: [1], v_biattention_id: [0]}"
+    )
+    return [
+        "-c",
+        str(ROOT / "configs" / "vcr.yaml"),
+        "-o",
+        *(f"data.{split}={folder / split}.jsonl" for split in ("train", "val", "test")),
+        f"data.features={folder / 'features.lmdb'}",
+        f"data.gt_features={folder / 'gt_features.lmdb'}",
+        f"data.vocab={folder / 'vocab.txt'}",
+        f"output={output}",
+        f"model.overrides={sizes}",
+        *overrides,
+    ]
+
+
+def run_tool(name: str, *arguments: str, launch: int = 0, **options: Any) -> subprocess.CompletedProcess:
+    """Run a tool in a process of its own; ``launch`` starts so many processes of it."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+    if launch:
+        command[1:1] = [
+            "-m",
+            "paddle.distributed.launch",
+            f"--nproc_per_node={launch}",
+            "--log_dir",
+            options.pop("logs"),
+        ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
 
 
 def measured_heads(config: ErnieViLConfig) -> dict[str, Any]:

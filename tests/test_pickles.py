@@ -1,4 +1,4 @@
-"""The restricted unpickler: what it reads, what it refuses, and that damage never surfaces as anything but BadRecord."""
+"""The restricted unpickler: what it reads, what it refuses, and that damage is always a BadRecord."""
 
 from __future__ import annotations
 
@@ -178,28 +178,20 @@ HUGE = struct.pack("<Q", 1 << 62)
         (reconstructed(b"\x8a\x06\0\0\0\0\0\1\x85", FLOAT32, b"C\x04abcd"), "needs .* bytes, the file has 4"),
         (reconstructed(b"J\xff\xff\xff\xff\x85", FLOAT32, b"C\x04abcd"), "array shape"),
         (reconstructed(b"K\x02\x85", FLOAT32, b"C\x04abcd"), "needs 8 bytes, the file has 4"),
+        (reconstructed(b"K\x01\x85", FLOAT32, b"C\x08abcdabcd"), "needs 4 bytes, the file has 8"),
         (reconstructed(b"K\x01\x85", FLOAT32, b"K\x04"), "array contents of type int"),
         (reconstructed(b"K\x01\x85", OBJECT, b"]K\x04a"), "type 'O8' are not read"),
         (reconstructed(b"K\x01\x85", FLOAT32.replace(b"<NNN", b"<N)}"), b"C\x04abcd"), "structured types"),
         (b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n)R.", "an array without contents"),
         (b"ccollections\nOrderedDict\n}X\x04\0\0\0callNsb.", "tries to change a function"),
         (b"c_codecs\nencode\n(X\x01\0\0\0aX\x03\0\0\0bz2tR.", "encoding 'bz2'"),
-        (b"]].", None),
         (b"K\x01K\x02.trailing", "8 bytes follow the end"),
         (b"\xff\xfe", "not a pickle"),
         (b"", "truncated"),
-        (b"]]s.", None),
         (b"}]K\x01s.", "unusable pickle"),
     ],
 )
-def test_hostile_and_damaged_pickles(data: bytes, fault: str | None) -> None:
-    if fault is None:
-        data += b""
-        try:
-            pickles.loads(data, "x")
-        except BadRecord:
-            return
-        return
+def test_hostile_and_damaged_pickles(data: bytes, fault: str) -> None:
     with pytest.raises(BadRecord, match=f"^x: .*{fault}"):
         pickles.loads(data, "x")
 
@@ -216,10 +208,10 @@ def test_truncation_at_every_length() -> None:
     for data in (*samples, keys, PYTHON2_PROTOCOL2, PYTHON2_PROTOCOL0):
         pickles.loads(data, "x")
         for end in range(len(data)):
-            with pytest.raises(BadRecord, match="^x: "):
+            with pytest.raises(BadRecord, match=r"^x: "):
                 pickles.loads(data[:end], "x")
     for end in (*range(200), *range(200, len(record), 997), *range(len(record) - 200, len(record))):
-        with pytest.raises(BadRecord, match="^x: "):
+        with pytest.raises(BadRecord, match=r"^x: "):
             pickles.loads(record[:end], "x")
 
 
@@ -232,7 +224,7 @@ def test_changed_bytes_never_surface_as_another_exception(data: st.DataObject, p
     try:
         pickles.loads(bytes(sample), "x")
     except (BadRecord, UserError) as error:
-        assert str(error).startswith("x: ")  # noqa: PT017
+        assert str(error).startswith("x: ")
 
 
 @settings(max_examples=300)
@@ -241,7 +233,7 @@ def test_garbage_is_a_bad_record(data: bytes) -> None:
     try:
         pickles.loads(data, "x")
     except (BadRecord, UserError) as error:
-        assert str(error).startswith("x: ")  # noqa: PT017
+        assert str(error).startswith("x: ")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])

@@ -68,37 +68,37 @@ def slow_order(size: int, seed: int, shuffle: bool) -> Iterator[list[int]]:
         yield list(indices)
 
 
-def slow_batches(settings: dict[str, Any]) -> list[list[tuple[int, int, int]]]:
+def slow_batches(arguments: dict[str, Any]) -> list[list[tuple[int, int, int]]]:
     """One generator per part, asked in turn for as long as it takes."""
 
     def part_batches(part: int) -> Iterator[list[tuple[int, int, int]]]:
         size, order = (
-            settings["sizes"][part],
-            slow_order(settings["sizes"][part], settings["seed"], settings["shuffle"]),
+            arguments["sizes"][part],
+            slow_order(arguments["sizes"][part], arguments["seed"], arguments["shuffle"]),
         )
         for epoch, indices in enumerate(order):
-            for first in range(0, size, settings["batch_size"]):
-                batch = indices[first : first + settings["batch_size"]]
-                if len(batch) == settings["batch_size"] or not settings["drop_last"]:
+            for first in range(0, size, arguments["batch_size"]):
+                batch = indices[first : first + arguments["batch_size"]]
+                if len(batch) == arguments["batch_size"] or not arguments["drop_last"]:
                     yield [(part, epoch, index) for index in batch]
 
-    sources = [part_batches(part) for part in range(len(settings["sizes"]))]
-    if settings.get("steps") is not None:
+    sources = [part_batches(part) for part in range(len(arguments["sizes"]))]
+    if arguments.get("steps") is not None:
         steps: list = []
-        while len(steps) < settings["steps"]:
+        while len(steps) < arguments["steps"]:
             for source in sources:
-                steps += itertools.islice(source, settings["turn"])
-        return steps[: settings["steps"]]
+                steps += itertools.islice(source, arguments["turn"])
+        return steps[: arguments["steps"]]
     limited = [
-        list(itertools.takewhile(lambda batch: batch[0][1] < settings["epochs"], part_batches(0))),
+        list(itertools.takewhile(lambda batch: batch[0][1] < arguments["epochs"], part_batches(0))),
         *([] for _ in sources[1:]),
     ]
     for part, source in enumerate(sources[1:], start=1):
         limited[part] = list(itertools.islice(source, len(limited[0])))
     result = []
     while limited[0]:
-        turns = [[part.pop(0) for _ in range(min(settings["turn"], len(part)))] for part in limited]
-        if len(turns[0]) == settings["turn"] or not settings["drop_incomplete_turns"]:
+        turns = [[part.pop(0) for _ in range(min(arguments["turn"], len(part)))] for part in limited]
+        if len(turns[0]) == arguments["turn"] or not arguments["drop_incomplete_turns"]:
             result += itertools.chain.from_iterable(turns)
     return result
 
