@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
@@ -48,6 +49,9 @@ def load_trained(arguments: argparse.Namespace) -> tuple[Any, type]:
     config, task = load_config(arguments)
     from ernie_vil.engine.checkpoint import find_model
 
+    if arguments.split not in task.splits:
+        raise UserError(f"--split {arguments.split}: {config.task} has the splits {', '.join(task.splits)}")
+
     weights = arguments.weights or config.output
     if arguments.weights is None and not Path(weights, "checkpoints").is_dir():
         raise UserError(f"{weights}: this run has no checkpoint yet; train it first or name weights with -w")
@@ -73,8 +77,9 @@ def find_task(raw: dict, tasks: dict[str, type]) -> type:
 
 def main(program: Callable[[Optional[Sequence[str]]], Any]) -> NoReturn:
     """Run a tool's ``program`` and leave with its exit code."""
-    # Paddle and its compilers warn about optional parts of the machine; nobody can act on it here.
+    # Paddle speaks of optional parts of the machine (a compiler cache, flags); that is no news of a run.
     os.environ.setdefault("GLOG_minloglevel", "2")
+    warnings.filterwarnings("ignore", message="No ccache found")
     try:
         program(None)
     except UserError as error:

@@ -23,7 +23,7 @@ def convert(argv: Optional[Sequence[str]]) -> None:
     arguments = parser.parse_args(argv)
     converted = FORMATS[arguments.format](arguments.src, arguments.config)
     fluid.write_model_folder(converted, arguments.out)
-    print(converted.account.summary())
+    print(converted.summary())
     print(f"written: {arguments.out}")
 
 

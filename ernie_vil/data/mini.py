@@ -3,7 +3,7 @@
 Every miniature data set of the package is written from these scenes, so that a recipe can be tried on a laptop without
 a download. A scene is a list of objects with everything that can be said of it; :func:`draw` makes its picture;
 :func:`detected_regions` and :func:`ground_truth_regions` describe boxes of that picture with a fixed descriptor.
-A data set format is one more file beside this one (see :mod:`ernie_vil.data.mini_vcr`) that turns the facts
+A data set format is one more file beside this one (:mod:`ernie_vil.data.mini_vcr` is one) that turns the facts
 (:func:`object_facts`, :func:`attribute_facts`, :func:`relations`) into its texts.
 
 The distribution of scenes is the same under any renaming of the kinds, and under any renaming of the colours of one
@@ -13,14 +13,9 @@ exactly like the right ones, and only the picture tells them apart.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Callable, Iterator
+from typing import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -162,9 +157,7 @@ _SKIN, _DARK, _PALE, _WOOD = (235, 195, 165), (45, 45, 50), (235, 245, 250), (11
 
 def _star() -> tuple[tuple[float, float], ...]:
     angles = [math.pi * (k / 5 - 0.5) for k in range(10)]
-    return tuple(
-        (0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for a, r in zip(angles, [0.53, 0.22] * 5)
-    )
+    return tuple((0.5 + r * math.cos(a), 0.53 + r * math.sin(a)) for a, r in zip(angles, [0.53, 0.22] * 5))
 
 
 # What each kind is drawn from, back to front: (shape, points in the unit square, RGB or None for the object's paint).
@@ -181,7 +174,7 @@ _PARTS = {
         ("ellipse", ((0.33, 0), (0.67, 0.32)), _SKIN),
         ("polygon", ((0.3, 0.66), (0.46, 0.66), (0.46, 1), (0.3, 1)), _DARK),
         ("polygon", ((0.54, 0.66), (0.7, 0.66), (0.7, 1), (0.54, 1)), _DARK),
-        ("polygon", ((0.22, 0.32), (0.78, 0.32), (0.95, 0.62), (0.7, 0.72), (0.3, 0.72), (0.05, 0.62)), None),
+        ("polygon", ((0.22, 0.32), (0.78, 0.32), (1, 0.62), (0.7, 0.72), (0.3, 0.72), (0, 0.62)), None),
     ],
     "dog": [
         ("polygon", ((0.12, 0.42), (0.72, 0.42), (0.72, 0.72), (0.12, 0.72)), None),
@@ -199,7 +192,7 @@ _PARTS = {
     ],
     "tree": [
         ("polygon", ((0.42, 0.6), (0.58, 0.6), (0.58, 1), (0.42, 1)), _WOOD),
-        ("ellipse", ((0.08, 0), (0.92, 0.7)), None),
+        ("ellipse", ((0, 0), (1, 0.7)), None),
     ],
     "house": [
         ("polygon", ((0.12, 0.42), (0.88, 0.42), (0.88, 1), (0.12, 1)), None),
@@ -364,66 +357,3 @@ def detected_regions(scene: Scene, image: Image.Image, feature_size: int, rng: n
     boxes[:, 1::2] = np.clip(boxes[:, 1::2], 0, scene.height)
     boxes = boxes[rng.permutation(len(boxes))]
     return Regions(describe_regions(image, boxes, feature_size), boxes, scene.width, scene.height)
-
-
-# ------------------------------------------------------------------------------------------------------------ files
-MARKER = "mini.json"
-
-
-def mini_folder(name: str, home: Path | None = None) -> Path:
-    """``mini/<name>`` under ``home``, else under ``$ERNIE_VIL_HOME``, else under ``~/.cache/ernie_vil``."""
-    root = home if home is not None else os.environ.get("ERNIE_VIL_HOME") or Path.home() / ".cache" / "ernie_vil"
-    return Path(root).expanduser() / "mini" / name
-
-
-def write_whole(folder: Path, parameters: dict, write: Callable[[Path], None]) -> None:
-    """Makes ``folder`` all at once: ``write`` fills a temporary sibling, which is renamed when it is finished.
-
-    A folder that is whole already is left as it is. Several processes may do this at the same time; the first one to
-    finish wins and the others drop their copies.
-
-    Raises:
-        UserError: something else is at ``folder``, or the place cannot be written to.
-    """
-    folder = Path(folder)
-    if is_whole(folder, parameters):
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder} exists but is not a whole miniature set of these parameters: delete it or name another folder"
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot make the miniature set there ({error.strerror}): set ERNIE_VIL_HOME to a folder that "
-            "can be written to"
-        ) from None
-    try:
-        write(temporary)
-        marker = {"parameters": parameters, "files": _file_sizes(temporary)}
-        (temporary / MARKER).write_text(json.dumps(marker, sort_keys=True), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes it private, but a cache may be shared
-        try:
-            temporary.rename(folder)  # replaces nothing, or an empty folder
-        except OSError:
-            if not is_whole(folder, parameters):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_whole(folder: Path, parameters: dict) -> bool:
-    """Whether ``folder`` was written to its end with these ``parameters``, and all its files still have their sizes."""
-    try:
-        marker = json.loads((Path(folder) / MARKER).read_text(encoding="utf-8"))
-        same_files = all((Path(folder) / name).stat().st_size == size for name, size in marker["files"].items())
-        return same_files and marker["parameters"] == parameters
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _file_sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock.mdb")
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

@@ -175,9 +175,9 @@ class VcrDataset(paddle.io.Dataset):
         """One question with its four choices.
 
         Returns:
-            ``input_ids`` and ``token_type_ids``: four lists; ``label``; ``part`` and ``index`` of the key; ``question_index``: position in
-            ``file``; ``answer_index``: the answer that the rationales are for, -1 in Q→A; ``question_id``;
-            ``region_features`` float32 ``[n, F]`` and ``region_locations`` ``[n, 5]``.
+            ``input_ids`` and ``token_type_ids``: four lists; ``label``; ``part`` and ``index`` of the key;
+            ``question_index``: position in ``file``; ``answer_index``: the answer that the rationales are for, -1 in
+            Q→A; ``question_id``; ``region_features`` float32 ``[n, F]`` and ``region_locations`` ``[n, 5]``.
         """
         part, _, index = key
         question_index, answer_index = index, -1

@@ -1,9 +1,9 @@
 """Checkpoints: a new folder per save, then an atomic pointer to it.
 
 ``<output>/checkpoints/step-00000120/`` holds the model folder (``config.json``, ``model_state.pdparams``,
-``vocab.txt``), ``optimizer.pdopt``, ``trainer.json`` and ``config.yaml``; the files ``latest`` and ``best`` beside it hold
-the name of a folder. A folder appears under its name only when it is complete, and a pointer changes only after that,
-so a run that is killed at any moment leaves a usable state.
+``vocab.txt``), ``optimizer.pdopt``, ``trainer.json`` and ``config.yaml``; the files ``latest`` and ``best`` beside it
+hold the name of a folder. A folder appears under its name only when it is complete, and a pointer changes only after
+that, so a run that is killed at any moment leaves a usable state.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def point(output: Path, pointer: str, target: Path) -> None:
 
 
 def follow(output: Path, pointer: str) -> Path | None:
-    """The folder that a pointer names, or None where there is no such pointer. Raises :class:`UserError` if it dangles."""
+    """The folder that a pointer names, None without such a pointer. Raises :class:`UserError` if it dangles."""
     file = folder_of(output) / pointer
     if not file.is_file():
         return None
@@ -83,7 +83,7 @@ def prune(output: Path, keep: int) -> None:
 
 
 def find(output: Path, resume: str | None) -> Path | None:
-    """Where to continue from: nowhere (``None``), ``"auto"`` = the latest if any, ``"true"`` = it must be there, a path.
+    """Where to continue from: nowhere (``None``), the latest if any (``"auto"``) or without fail (``"true"``), a path.
 
     A path may be a checkpoint or an output folder. Raises :class:`UserError` saying what is there instead.
     """

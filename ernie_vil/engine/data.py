@@ -222,6 +222,8 @@ class GuardedDataset(paddle.io.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Any:
+        if isinstance(key, _Failure):
+            return key
         try:
             return self.dataset[key]
         except BadRecord as error:
@@ -252,7 +254,7 @@ def make_loader(
     """
     loader = paddle.io.DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=_GuardedSampler(sampler),
         collate_fn=collate,
         num_workers=workers,
         use_shared_memory=_shared_memory_is_ample(),
@@ -264,8 +266,8 @@ class GuardedLoader:
     """Iterates over a :class:`paddle.io.DataLoader` and makes up for four of its habits (as of Paddle 3.3).
 
     * A batch without any array ends the iteration as if the data were through; so every batch carries a small array.
-    * An exception in the data set or the collate function ends it too, with a traceback on the screen but no error in
-      the main process, or else kills the queue; so exceptions travel as data and are raised here.
+    * An exception in the sampler, the data set or the collate function ends it too, or leaves the main process waiting
+      for ever; at best it arrives as a fault of the queue. So exceptions travel as data and are raised here.
     * As a last resort, an iteration that ends before its sampler does is an error.
     * Starting workers draws from NumPy's global generator, whose state would thus depend on the number of workers and
       of restarts; the state is put back.
@@ -283,7 +285,7 @@ class GuardedLoader:
     def __iter__(self) -> Iterator[Batch]:
         """
         Raises:
-            UserError: the data set or the collate function raised it.
+            UserError: the sampler, the data set or the collate function raised it.
             RuntimeError: they raised something else (its traceback is in the message), or Paddle's loader broke down.
         """
         state = np.random.get_state()
@@ -326,6 +328,22 @@ class _Failure:
 
     def reraise(self) -> None:
         raise UserError(self.message) if self.is_user_error else RuntimeError(self.message)
+
+
+class _GuardedSampler:
+    """Yields a failure for the key of a batch that the sampler could not make."""
+
+    def __init__(self, sampler: Union[StepSampler, Sequence[list[Key]]]) -> None:
+        self._sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[list]:
+        try:
+            yield from self._sampler
+        except Exception as error:
+            yield [_Failure.of(error)]
 
 
 def _collate_guarded(collate: Collate, samples: list) -> Batch:

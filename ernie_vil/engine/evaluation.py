@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-from ernie_vil.engine.data import GuardedDataset, SkipLog, guarded_collate, make_loader
 
 from ernie_vil.engine.config import RunConfig
+from ernie_vil.engine.data import GuardedDataset, SkipLog, guarded_collate, make_loader
 from ernie_vil.engine.distributed import Processes, gather_objects
 from ernie_vil.engine.task import Task
 from ernie_vil.errors import UserError

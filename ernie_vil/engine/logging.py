@@ -16,8 +16,8 @@ METRICS_FILE = "metrics.jsonl"
 class RunLog:
     """The log of one run. Only the main process of a launch writes; the others keep silent.
 
-    ``metrics.jsonl`` has one object per entry: ``split``, ``step``, ``epoch`` and numbers. On resuming at a step, entries
-    of later steps are dropped, so that the file reads as if the run had never stopped.
+    ``metrics.jsonl`` has one object per entry: ``split``, ``step``, ``epoch`` and numbers. On resuming at a step,
+    entries of later steps are dropped, so that the file reads as if the run had never stopped.
     """
 
     def __init__(self, output: Path, total_steps: int, *, silent: bool, resumed_at: int | None = None) -> None:

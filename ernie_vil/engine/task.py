@@ -13,8 +13,8 @@ from paddle import Tensor, nn
 class TrainSet:
     """What a task trains on: a dataset keyed by ``(part, epoch, index)``, and how its parts take turns.
 
-    See :class:`ernie_vil.engine.data.JointBatches` for the meaning of the numbers. ``unreadable`` names the records that
-    the dataset had to leave out when it was opened.
+    See :class:`ernie_vil.engine.data.JointBatches` for the meaning of the numbers. ``unreadable`` names the records
+    that the dataset had to leave out when it was opened.
     """
 
     dataset: Any

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 from typing import Iterator
 
-import numpy as np
 import paddle
-from ernie_vil.engine.data import GuardedDataset, JointBatches, StepSampler, guarded_collate, make_loader
 
 from ernie_vil.engine import checkpoint
 from ernie_vil.engine.config import RunConfig, to_yaml
+from ernie_vil.engine.data import GuardedDataset, JointBatches, StepSampler, guarded_collate, make_loader
 from ernie_vil.engine.distributed import (
     Processes,
     barrier,
@@ -26,6 +25,7 @@ from ernie_vil.engine.evaluation import autocast, evaluate, skip_log
 from ernie_vil.engine.logging import RunLog
 from ernie_vil.engine.optimizer import Adam, clip_by_global_norm, fill_absent_gradients
 from ernie_vil.engine.schedules import Schedule
+from ernie_vil.engine.seeding import derive_seed
 from ernie_vil.engine.task import Task
 from ernie_vil.engine.window import Window
 from ernie_vil.errors import UserError
@@ -53,7 +53,7 @@ class Trainer:
         ``resume`` as in :func:`ernie_vil.engine.checkpoint.find`.
         """
         options = self.config.train
-        self._plan()
+        self.plan()
         start = checkpoint.find(self.output, resume)
         if start is None and checkpoint.follow(self.output, "latest") is not None:
             raise UserError(
@@ -71,8 +71,8 @@ class Trainer:
         )
         metrics: dict[str, float] = {}
         try:
-            for loaded in self._batches():
-                self._train_step(loaded)
+            for loaded in self.micro_batches():
+                self.train_step(loaded)
                 due = self.step == self.total_steps
                 if due or self._due(self.log_steps):
                     self._log_window()
@@ -89,7 +89,7 @@ class Trainer:
             self.log.close()
         return metrics
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
         """Turn durations into steps and build what needs them: batches, schedule, optimizer."""
         config, options = self.config, self.config.train
         self.data = self.task.train_set()
@@ -160,7 +160,7 @@ class Trainer:
             total_steps=getattr(self, "total_steps", None),
         )
 
-    def _batches(self) -> Iterator[list[dict]]:
+    def micro_batches(self) -> Iterator[list[dict]]:
         """The micro-batches of each remaining step, with the time spent waiting for them in ``self.waited``."""
         options = self.config.train
         sampler = StepSampler(
@@ -177,9 +177,10 @@ class Trainer:
             self.waited += time.perf_counter() - asked
             yield loaded
 
-    def _train_step(self, loaded: list[dict]) -> None:
+    def train_step(self, loaded: list[dict]) -> None:
+        """One optimizer step from the micro-batches of this process."""
         # All draws of a step follow from this one seed; see the class's promise of exact resume.
-        paddle.seed(_mix(self.config.seed, self.step, self.processes.rank))
+        paddle.seed(derive_seed(self.config.seed, self.step, self.processes.rank))
         usable = [batch for batch in loaded if batch["size"]]
         counts: dict[str, float] = {}
         for batch in usable:
@@ -302,8 +303,3 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], state["best"]
         self.window = Window(state["window_start"], state["windows"][self.processes.rank])
-
-
-def _mix(seed: int, step: int, rank: int) -> int:
-    """One 63-bit seed from three numbers, without patterns between neighbours."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -37,6 +37,8 @@ class KeyAccount:
 
     def summary(self) -> str:
         """One line per kind of key: its count and the first names. Kinds that did not occur are left out."""
+        if self.fresh and not self.loaded:
+            return f"none loaded; all {len(self.fresh)} keys are at their initial values"
         lines = [f"loaded: {len(self.loaded)} keys"]
         kinds = {"kept at initial values": self.fresh, **self._faults()}
         kinds["ignored"] = [f"{name} ({reason})" for name, reason in self.ignored.items()]

@@ -155,6 +155,29 @@ def large_config() -> ErnieViLConfig:
     )
 
 
+def activation_bytes(config: ErnieViLConfig, rows: int, length: int, regions: int) -> int:
+    """About what training in float32 keeps for the backward pass of ``rows`` texts of ``length`` and their ``regions``.
+
+    Per layer and position: 12 tensors of the stream's width (projections, context, sums, norms, dropped copies), 2 of
+    the inner width, and per head 3 numbers for every pair of positions (scores, weights, dropped weights).
+    """
+    text, region, joined = config.hidden_size, config.v_hidden_size, config.co_hidden_size
+    heads, region_heads, joined_heads = (
+        config.num_attention_heads,
+        config.v_num_attention_heads,
+        config.co_num_attention_heads,
+    )
+    text_layer = length * (12 * text + 8 * text) + 3 * heads * length**2
+    region_layer = regions * (12 * region + 2 * config.v_intermediate_size) + 3 * region_heads * regions**2
+    co_layer = (
+        length * (8 * text + 8 * text + 4 * joined)
+        + regions * (8 * region + 2 * config.v_intermediate_size + 4 * joined)
+        + 6 * joined_heads * length * regions
+    )
+    layers = config.text_layers * text_layer + config.region_layers * region_layer
+    return 4 * rows * (layers + len(config.t_biattention_id) * co_layer)
+
+
 class ErnieViLOutput(NamedTuple):
     """``text_hidden [B, L, H]``, ``region_hidden [B, N, V]``, ``text_pooled [B, C]``, ``region_pooled [B, C]``.
 
@@ -363,11 +386,11 @@ class ErnieViLModel(nn.Layer):
     def learning_rate_exponents(self) -> dict[str, int]:
         """Exponent ``k`` of ``layer_decay ** k`` for every parameter that layer-wise decay touches.
 
-        With ``T`` text layers before the region stream begins and ``n`` layers in both streams, text layer ``i`` stands
-        at ``i`` (before ``T``) or ``T + 2 (i - T) + 1``, region layer ``j`` at ``T + 2 j + 1``, co-attention layer ``j``
-        at ``T + 2 j``; ``k = n - position``. Text tables get ``n + 1``, region projections ``n - T + 1``; norms of the
-        embeddings, poolers and heads keep the full rate. The original takes ``T`` and ``n`` from the command line with
-        the large model's values as defaults; here they follow from the model's depth.
+        With ``T`` text layers before the region stream begins and ``n`` layers in both streams, text layer ``i``
+        stands at ``i`` (before ``T``) or ``T + 2 (i - T) + 1``, region layer ``j`` at ``T + 2 j + 1``, co-attention
+        layer ``j`` at ``T + 2 j``; ``k = n - position``. Text tables get ``n + 1``, region projections ``n - T + 1``;
+        norms of the embeddings, poolers and heads keep the full rate. The original takes ``T`` and ``n`` from the
+        command line with the large model's values as defaults; here they follow from the model's depth.
         """
         text_only = self.config.text_layers - self.config.region_layers
         total = self.config.text_layers + self.config.region_layers

@@ -95,7 +95,7 @@ def region_loss(logits: Tensor, targets: Tensor, region_mask: Tensor) -> Tensor:
 
 
 def circle_loss(positive: Tensor, negative: Tensor, margin: float, scale: float) -> Tensor:
-    """Circle loss (Sun et al., CVPR 2020) per row: ``positive [B, p]``, ``negative [B, q]`` in [0, 1] -> ``[B]`` float64.
+    """Circle loss (Sun et al., CVPR 2020) per row: ``positive [B, p]``, ``negative [B, q]`` in [0, 1] -> ``[B]``.
 
     ``log(1 + sum_n exp(scale a_n (s_n - margin)) * sum_p exp(-scale a_p (s_p - 1 + margin)))`` with
     ``a_p = relu(1 + margin - s_p)`` and ``a_n = relu(s_n + margin)`` held constant. Sums and logarithm are in float64,

@@ -5,14 +5,12 @@ Source: Zellers et al., CVPR 2019; ERNIE-ViL paper, section 4.2; the original's 
 
 from __future__ import annotations
 
-import csv
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -26,6 +24,7 @@ from ernie_vil.engine.task import EvalSet, TrainSet
 from ernie_vil.errors import UserError
 from ernie_vil.models.heads import ChoiceHead, choice_loss, match_vector
 from ernie_vil.tasks.options import DataOptions, ModelOptions
+from ernie_vil.tasks.vcr_results import vcr_metrics, write_leaderboard
 from ernie_vil.zoo import create_model, vocabulary_beside
 
 PARTS = ("qa", "qar")
@@ -79,14 +78,20 @@ class VcrTask:
 
     sections = {"model": VcrModelOptions, "data": VcrDataOptions}
     metric = "q_ar"
+    splits = ("train", "val", "test")
 
-    def __init__(self, config: RunConfig, splits: Sequence[str] = ("train", "val"), *, trained: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, splits: Optional[Sequence[str]] = ("train", "val"), *, trained: bool = False
+    ) -> None:
         """Open vocabulary and weights for work on ``splits``; with ``trained`` the weights must hold the heads too.
 
-        Raises :class:`UserError` listing all missing files, or what is wrong with vocabulary or weights.
+        Raises :class:`UserError` listing all missing files (``splits=None`` does not look for them), or saying what is
+        wrong with vocabulary or weights.
         """
         self.config, self.options, self.files = config, config.model, config.data
-        self._check_files(splits)
+        missing = [] if splits is None else self.missing_files(config.data, splits)
+        if missing:
+            raise UserError("\n  ".join(["data are missing:", *missing]))
         self.tokenizer = WordPieceTokenizer.from_file(self._vocabulary())
         overrides = dict(self.options.overrides)
         if self.options.weights is None:
@@ -101,8 +106,8 @@ class VcrTask:
         )
         if trained and self.model.account.fresh:
             raise UserError(
-                f"{self.options.weights}: lacks {', '.join(self.model.account.fresh)}; these weights were not trained for "
-                "this task (model.answer_head and model.rationale_head name the heads that are looked for)"
+                f"{self.options.weights}: lacks {', '.join(self.model.account.fresh)}; these weights were not trained "
+                "for this task (model.answer_head and model.rationale_head name the heads that are looked for)"
             )
         model_config = self.model.config
         check_vocabulary(self.tokenizer, model_config.vocab_size, str(self._vocabulary()))
@@ -123,6 +128,29 @@ class VcrTask:
             "gt_features": str(folder / "gt_features.lmdb"),
             "vocab": str(folder / "vocab.txt"),
         }
+
+    @staticmethod
+    def missing_files(files: VcrDataOptions, splits: Sequence[str]) -> list[str]:
+        """One message for everything that work on ``splits`` needs and that is not there."""
+        faults = [
+            f"data.{split}: {missing_file_message(Path(getattr(files, split)))}"
+            for split in splits
+            if not Path(getattr(files, split)).is_file()
+        ]
+        for key in ("features", "gt_features"):
+            path = getattr(files, key)
+            if path and not Path(path).is_dir():
+                faults.append(f"data.{key}: {path}: no such folder; {FEATURES_HINT}, or try --mini")
+        for key in ("vocab", "names", "recorded_names"):
+            path = getattr(files, key)
+            if path and not Path(path).is_file():
+                faults.append(f"data.{key}: {path}: no such file")
+        return faults
+
+    def largest_batch(self, examples: int) -> tuple[int, int, int]:
+        """Texts, tokens and regions of the largest batch that so many examples can make."""
+        longest = max(self.files.max_answer_length, self.files.max_rationale_length)
+        return CHOICES * examples, longest, self.files.max_regions
 
     def train_set(self) -> TrainSet:
         dataset = self.dataset("train")
@@ -197,40 +225,11 @@ class VcrTask:
         ]
 
     def metrics(self, records: list[dict]) -> dict[str, float]:
-        right: list[dict[int, bool]] = [{}, {}]
-        losses: list[list[float]] = [[], []]
-        for record in records:
-            part = record["key"][0]
-            right[part][record["question"]] = int(np.argmax(record["scores"])) == record["label"]
-            losses[part].append(-float(np.log(softmax(record["scores"])[record["label"]])))
-        both = sorted(set(right[Q_TO_A]) & set(right[QA_TO_R]))
-        return {
-            "q_a": percent(right[Q_TO_A].values()),
-            "qa_r": percent(right[QA_TO_R].values()),
-            "q_ar": percent([right[Q_TO_A][question] and right[QA_TO_R][question] for question in both]),
-            "q_a_loss": float(np.mean(losses[Q_TO_A])) if losses[Q_TO_A] else float("nan"),
-            "qa_r_loss": float(np.mean(losses[QA_TO_R])) if losses[QA_TO_R] else float("nan"),
-        }
+        return vcr_metrics(records)
 
     def write_predictions(self, records: list[dict], split: str, path: Path) -> None:
-        """The leaderboard's CSV: ``annot_id``, four answer probabilities, four times four rationale probabilities.
-
-        On train and val, where rationales are scored for the right answer alone, the other columns are zero.
-        """
-        rows: dict[int, np.ndarray] = {}
-        for record in records:
-            row = rows.setdefault(record["question"], np.zeros(CHOICES + CHOICES * CHOICES))
-            start = 0 if record["key"][0] == Q_TO_A else CHOICES * (1 + record["answer"])
-            row[start : start + CHOICES] = softmax(record["scores"])
         file = self.dataset(split).file
-        rationale_columns = [
-            f"rationale_conditioned_on_a{answer}_{choice}" for answer in range(CHOICES) for choice in range(CHOICES)
-        ]
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["annot_id", *(f"answer_{choice}" for choice in range(CHOICES)), *rationale_columns])
-            for question in sorted(rows):
-                writer.writerow([file[question].annot_id, *(f"{value:.6f}" for value in rows[question])])
+        write_leaderboard(records, lambda question: file[question].annot_id, path)
 
     def save_pretrained(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -244,31 +243,3 @@ class VcrTask:
                 "to the weights (the released models: 30,522 lower-case entries, vocab.txt in their folder)"
             )
         return Path(path)
-
-    def _check_files(self, splits: Sequence[str]) -> None:
-        """Everything that is missing is said at once."""
-        faults = [
-            f"data.{split}: {missing_file_message(Path(getattr(self.files, split)))}"
-            for split in splits
-            if not Path(getattr(self.files, split)).is_file()
-        ]
-        for key in ("features", "gt_features"):
-            path = getattr(self.files, key)
-            if path and not Path(path).is_dir():
-                faults.append(f"data.{key}: {path}: no such folder; {FEATURES_HINT}, or try --mini")
-        for key in ("vocab", "names", "recorded_names"):
-            path = getattr(self.files, key)
-            if path and not Path(path).is_file():
-                faults.append(f"data.{key}: {path}: no such file")
-        if faults:
-            raise UserError("\n  ".join(["data are missing:", *faults]))
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores.astype(np.float64) - scores.max())
-    return powers / powers.sum()
-
-
-def percent(values: Iterable[bool]) -> float:
-    listed = list(values)
-    return 100.0 * sum(listed) / len(listed) if listed else float("nan")

@@ -69,6 +69,13 @@ class Converted:
     account: KeyAccount
     corrections: list[str]
 
+    def summary(self) -> str:
+        """What became of every file: how many are backbone and which heads, what was left out, what was corrected."""
+        heads = sorted({name.split(".")[1] for name in self.state if name.startswith("heads.")})
+        backbone = sum(not name.startswith("heads.") for name in self.state)
+        lines = [f"backbone: {backbone} keys; heads: {', '.join(heads) or 'none'} ({len(self.state) - backbone} keys)"]
+        return "\n".join([*lines, self.account.summary(), *self.corrections])
+
 
 def read_fluid_tensor(path: Union[str, Path]) -> np.ndarray:
     """One variable file: int32, int64, float16, float32 or float64, of any shape.

@@ -42,6 +42,8 @@ def slow_tokens(text: str, vocabulary: dict[str, int]) -> list[str]:
         elif character != "\ufffd" and category[0] != "C":
             name = unicodedata.name(character, "")
             ideograph = name.startswith(("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH"))
+            # Extension F and everything later is not in the original's table
+            ideograph = ideograph and not 0x2CEB0 <= ord(character) <= 0x2F7FF and ord(character) <= 0x2FA1F
             spaced += f" {character} " if ideograph else character
     words = []
     for word in spaced.split():

@@ -94,7 +94,8 @@ def test_original_batches(tokenizer: WordPieceTokenizer) -> None:
         np.testing.assert_allclose(features[..., :16], golden("image_embeddings_first16"), rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(features[:, 0], golden("image_embeddings_row0"), rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(features.sum(-1), golden("image_embeddings_rowsum"), rtol=1e-5, atol=1e-4)
-        np.testing.assert_array_equal(batch["part"], golden("task_index"))
+        assert batch["part"].tolist() == golden("task_index").tolist() * len(question_ids)
+        assert batch["index"].tolist() == [index for _, _, index in batches[step]]
         assert batch["question_id"].tolist() == question_ids
         one_hot = np.eye(4, dtype=np.float32)[batch["labels"]]
         np.testing.assert_array_equal(one_hot.reshape(-1, 1), golden("binary_labels"))
@@ -147,7 +148,7 @@ def test_batch_of_unequal_pictures(tokenizer: WordPieceTokenizer) -> None:
     assert batch["region_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
     assert not batch["region_features"][1, 2:].any() and not batch["region_locations"][1, 2:].any()
     assert batch["attention_mask"].sum(1).tolist() == [len(ids) for s in samples for ids in s["input_ids"]]
-    assert batch["part"].tolist() == [1] and batch["question_index"].tolist() == [0, 1]
+    assert batch["part"].tolist() == [1, 1] and batch["question_index"].tolist() == [0, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------- names
@@ -370,7 +371,7 @@ def load(dataset: VcrDataset, workers: int, order: Optional[list[int]] = None) -
         mask = batch["attention_mask"].numpy().reshape([batch["size"], -1]) > 0
         for row, question in enumerate(batch["question_index"].tolist()):
             entry = (words[row][mask[row]].tolist(), batch["region_features"][row].numpy().tobytes())
-            assert rows.setdefault((int(batch["part"]), question), entry) == entry  # the same in every epoch
+            assert rows.setdefault((batch["part"][row].item(), question), entry) == entry  # the same in every epoch
     return rows
 
 

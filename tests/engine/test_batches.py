@@ -272,18 +272,27 @@ def test_exceptions_reach_the_main_process(workers: int, index: int, kind: type,
         load([[1], [2, index], [3]], workers)
 
 
-class StoppingSampler(list):
+class BrokenSampler(list):
     def __iter__(self) -> Iterator[Any]:
         yield self[0]
         raise OSError("the disk is gone")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_early_end_is_an_error() -> None:
-    sampler = StoppingSampler([[(0, 0, 1)], [(0, 0, 2)]])
-    loader = make_loader(GuardedDataset(Numbers()), guarded_collate(collate), sampler, 0)
-    with pytest.raises(RuntimeError, match="ended after 1 of 2 batches"):
-        list(loader)
+class ShortSampler(BrokenSampler):
+    def __iter__(self) -> Iterator[Any]:
+        yield self[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("kind", "message"), [(BrokenSampler, "the disk is gone"), (ShortSampler, "ended after 1 of 2 batches")]
+)
+def test_sampler_that_breaks_off(workers: int, kind: type, message: str) -> None:
+    sampler = kind([[(0, 0, 1)], [(0, 0, 2)]])
+    batches = iter(make_loader(GuardedDataset(Numbers()), guarded_collate(collate), sampler, workers))
+    assert next(batches)["size"] == 1
+    with pytest.raises(RuntimeError, match=message):
+        next(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

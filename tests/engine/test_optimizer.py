@@ -14,7 +14,7 @@ from ernie_vil.engine.schedules import Schedule
 from ernie_vil.errors import UserError
 from ernie_vil.models.ernie_vil import ErnieViLConfig, ErnieViLModel, large_config
 from ernie_vil.models.heads import answer_loss, choice_loss, match_vector
-from ernie_vil.weights.fluid_names import to_original, to_ours
+from ernie_vil.weights.fluid_names import to_original
 
 FACTS = json.loads((DATA / "optim.json").read_text())
 TOLERANCE = 5e-5

@@ -109,6 +109,7 @@ def test_initial_values_follow_the_original():
 
 
 def test_every_parameter_gets_a_finite_gradient_with_dropout_and_recompute(weights, inputs):
+    before: dict[str, np.ndarray] = {}
     for recompute in (False, True):
         model = measured_model(weights, heads=("vcr_qa",), dropout=0.1)
         model.recompute = recompute
