@@ -87,10 +87,8 @@ def benchmark(trainer: Trainer, steps: int, say: Callable[[str], None] = print) 
     figures["peak_memory_gb"] = peak_memory() / 1e9
     say(f"training: {figures['train_samples_per_second']:.3f} samples/s, {passed / steps:.2f} s a step")
     say(f"training: {100 * figures['data_wait_share']:.3f} % of the time spent waiting for data")
-    share = figures["data_seconds"] / (passed / steps)
-    say(
-        f"data path alone: {1000 * figures['data_seconds']:.1f} ms a batch in one process, {100 * share:.2f} % of a step"
-    )
+    share = 100 * figures["data_seconds"] / (passed / steps)
+    say(f"data path alone, one process: {1000 * figures['data_seconds']:.1f} ms a batch, {share:.2f} % of a step")
     say(f"training: peak memory {figures['peak_memory_gb']:.2f} GB")
 
     start = time.perf_counter()

@@ -81,9 +81,10 @@ The pictures (vcr1images) are drawn from random scenes of 3 to 6 coloured things
 are made from the facts of the scenes; three of four choices are false of the picture, and nothing but the picture tells
 which. "left of" compares the x, "above" the y of two centres. The files have the format of the public VCR data:
 train.jsonl, val.jsonl, test.jsonl (without labels), picture metadata (boxes with a score, outlines, names), and the two
-region stores in the format in which VCR features circulate: features.lmdb (jittered true boxes and a random one, shuffled)
-and gt_features.lmdb (the true boxes in the order of "objects"). Region features are {feature_size} floats computed from
-the pixels of a box (see ernie_vil.data.mini.describe_regions). vocab.txt is a WordPiece vocabulary for these texts.
+region stores in the format in which VCR features circulate: features.lmdb (the true boxes jittered and a random one, in
+random order) and gt_features.lmdb (the true boxes in the order of "objects"). Region features are {feature_size} floats
+computed from the pixels of a box (see ernie_vil.data.mini.describe_regions). vocab.txt is a WordPiece vocabulary for
+these texts.
 
 Parameters: {parameters}
 """

@@ -292,7 +292,16 @@ class GuardedLoader:
         iterator = iter(self._loader)
         np.random.set_state(state)
         batches = 0
-        for batch in iterator:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                break
+            except SystemError as error:
+                raise RuntimeError(
+                    f"a process that loads data died, perhaps killed for want of memory, after {batches} of "
+                    f"{len(self)} batches"
+                ) from error
             del batch[_CARRIER]
             if _FAILURE in batch:
                 batch[_FAILURE].reraise()
@@ -374,14 +383,18 @@ class SkipLog:
         budget_ratio: share of the records that may be skipped.
         size: number of records.
         what: name of the data set, for messages and to tell its lines from those of others in the same file.
+        recount: whether the lines of an earlier start count again; an evaluation looks at all records anew.
     """
 
-    def __init__(self, path: Union[str, Path, None], budget_ratio: float, size: int, what: str) -> None:
+    def __init__(
+        self, path: Union[str, Path, None], budget_ratio: float, size: int, what: str, recount: bool = True
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.budget_ratio = budget_ratio
         self.size = size
         self.what = what
-        self._messages: dict[str, None] = dict.fromkeys(self._read())
+        self._written = set(self._read())
+        self._messages: dict[str, None] = dict.fromkeys(sorted(self._written) if recount else ())
 
     @property
     def count(self) -> int:
@@ -394,8 +407,9 @@ class SkipLog:
         Raises:
             UserError: more than ``budget_ratio * size`` records have been skipped; up to 20 are listed.
         """
-        new = [message for message in dict.fromkeys(messages) if message not in self._messages]
-        self._messages.update(dict.fromkeys(new))
+        self._messages.update(dict.fromkeys(messages))
+        new = [message for message in dict.fromkeys(messages) if message not in self._written]
+        self._written.update(new)
         if new and self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -43,7 +43,7 @@ def evaluate(
     gathered = gather_objects((records, skipped), processes)
     records = [record for part, _ in gathered for record in part]
     skipped = [message for _, part in gathered for message in part]
-    skip_log(config, split, len(keys), processes).add([*examples.unreadable, *skipped])
+    skip_log(config, split, len(keys), processes, recount=False).add([*examples.unreadable, *skipped])
     position = {key: index for index, key in enumerate(keys)}
     records.sort(key=lambda record: position[record["key"]])
     if len({record["key"] for record in records}) != len(records) or len(records) + len(skipped) != len(keys):
@@ -63,6 +63,7 @@ def autocast(config: RunConfig) -> Any:
     return paddle.amp.auto_cast(enable=precision is not None, dtype=precision or "bfloat16", level="O1")
 
 
-def skip_log(config: RunConfig, split: str, size: int, processes: Processes) -> SkipLog:
+def skip_log(config: RunConfig, split: str, size: int, processes: Processes, recount: bool = True) -> SkipLog:
+    """The log of a split's unusable records in ``skipped.jsonl``, with the config's budget."""
     path = Path(config.output) / "skipped.jsonl" if processes.main else None
-    return SkipLog(path, config.data.max_skip_ratio, size, split)
+    return SkipLog(path, config.data.max_skip_ratio, size, split, recount)

@@ -53,12 +53,14 @@ class Trainer:
         ``resume`` as in :func:`ernie_vil.engine.checkpoint.find`.
         """
         options = self.config.train
-        self.plan()
         start = checkpoint.find(self.output, resume)
         if start is None and checkpoint.follow(self.output, "latest") is not None:
             raise UserError(
                 f"{self.output}: holds a run already; continue it with --resume auto, or give another -o output=FOLDER"
             )
+        if start is None and self.processes.main:
+            (self.output / "skipped.jsonl").unlink(missing_ok=True)
+        self.plan()
         if start is not None:
             self._restore(start)
         broadcast_parameters(self.task.model.state_dict().values(), self.processes)

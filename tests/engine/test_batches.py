@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -207,7 +209,7 @@ def test_sampler_covers_the_steps(accumulate: int, world: int) -> None:
 
 
 class Numbers(paddle.io.Dataset):
-    """Sample = index; 5 and 15 are bad records, 90 is the user's mistake, 91 a fault in the program."""
+    """Sample = index; 5 and 15 are bad records, 90 is the user's mistake, 91 a fault in the program, 92 kills."""
 
     def __len__(self) -> int:
         return 100
@@ -218,7 +220,9 @@ class Numbers(paddle.io.Dataset):
             raise BadRecord(f"numbers.txt:{index}: not a numbér")
         if index == 90:
             raise UserError("numbers.txt is the wrong file")
-        return {91: 1 // (index != 91)}.get(index, index)
+        if index == 92:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index if index != 91 else 1 // 0
 
 
 def collate(samples: list[int]) -> dict[str, np.ndarray]:
@@ -270,6 +274,12 @@ def test_loader_without_batches(workers: int) -> None:
 def test_exceptions_reach_the_main_process(workers: int, index: int, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         load([[1], [2, index], [3]], workers)
+
+
+def test_killed_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paddle.io.dataloader.dataloader_iter.MP_STATUS_CHECK_INTERVAL", 0.2)
+    with pytest.raises(RuntimeError, match="a process that loads data died, .* of 3 batches"):
+        load([[1], [92], [2]], workers=2)
 
 
 class BrokenSampler(list):

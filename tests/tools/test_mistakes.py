@@ -170,9 +170,11 @@ def test_a_truncated_store(data):
 
 def test_an_image_without_features(data):
     image = first_image(data)
-    with lmdb.open(str(data / "features.lmdb"), map_size=1 << 26, lock=False) as environment:
-        with environment.begin(write=True) as transaction:  # noqa: SIM117 (Python 3.9 cannot join them)
-            transaction.delete(image.encode())
+    with (
+        lmdb.open(str(data / "features.lmdb"), map_size=1 << 26, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.delete(image.encode())
     skips(data, f"image {image}", "not in the store")
 
 
