@@ -48,10 +48,8 @@ def slow_tokens(text: str, vocabulary: dict[str, int]) -> list[str]:
     words = []
     for word in spaced.split():
         bare = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
-        for c in bare:
-            if unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~":
-                bare = bare.replace(c, f" {c} ") if f" {c} " not in bare else bare
-        words += bare.split()
+        marks = {c for c in bare if unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~"}
+        words += "".join(f" {c} " if c in marks else c for c in bare).split()
     tokens = []
     for word in words:
         pieces, rest = [], word
