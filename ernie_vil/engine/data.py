@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator, Optional, Protocol, Sequence, Union
 
 import numpy as np
 import paddle
+from paddle.io import multiprocess_utils
 
 from ernie_vil.errors import BadRecord, UserError
 
@@ -288,27 +289,41 @@ class GuardedLoader:
             UserError: the sampler, the data set or the collate function raised it.
             RuntimeError: they raised something else (its traceback is in the message), or Paddle's loader broke down.
         """
+        # Paddle would raise from a signal handler, that is anywhere in the program, when a worker dies; here that is
+        # seen when the next batch is asked for.
+        multiprocess_utils._SIGCHLD_handler_set = True
         state = np.random.get_state()
         iterator = iter(self._loader)
         np.random.set_state(state)
         batches = 0
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                break
-            except SystemError as error:
-                raise RuntimeError(
-                    f"a process that loads data died, perhaps killed for want of memory, after {batches} of "
-                    f"{len(self)} batches"
-                ) from error
-            del batch[_CARRIER]
-            if _FAILURE in batch:
-                batch[_FAILURE].reraise()
-            batches += 1
-            yield batch
+        try:
+            while True:
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    break
+                except SystemError as error:
+                    raise RuntimeError(
+                        f"a process that loads data died, perhaps killed for want of memory, after {batches} of "
+                        f"{len(self)} batches"
+                    ) from error
+                del batch[_CARRIER]
+                if _FAILURE in batch:
+                    batch[_FAILURE].reraise()
+                batches += 1
+                yield batch
+        finally:
+            _kill_bereaved(getattr(iterator, "_workers", ()))
         if batches < len(self):
             raise RuntimeError(f"the data loader ended after {batches} of {len(self)} batches; see the messages above")
+
+
+def _kill_bereaved(workers: Sequence[Any]) -> None:
+    """Kill what is left of the workers if one of them was killed: it may have died holding the lock that the others
+    wait for, and Paddle would wait for them without end."""
+    if any(worker.exitcode not in (None, 0) for worker in workers):
+        for worker in workers:
+            worker.kill()
 
 
 def _shared_memory_is_ample() -> bool:
