@@ -37,7 +37,6 @@ setup(
         "test": [*PADDLENLP, "pytest>=7", "hypothesis>=6", "ruff>=0.4"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.9",
         "Programming Language :: Python :: 3.10",
