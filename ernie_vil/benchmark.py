@@ -72,6 +72,13 @@ def benchmark(trainer: Trainer, steps: int, say: Callable[[str], None] = print) 
     parameters = sum(tensor.size for tensor in trainer.parameters)
     say(f"model: {parameters / 1e6:.1f} M parameters on {paddle.get_device()}; batches of {batch_size} questions")
 
+    start = time.perf_counter()
+    metrics, _ = evaluate(trainer.config, trainer.task, "val")
+    figures["eval_samples_per_second"] = metrics["examples"] / (time.perf_counter() - start)
+    say(f"evaluation: {figures['eval_samples_per_second']:.3f} samples/s")
+    figures["eval_peak_memory_gb"] = peak_memory() / 1e9
+    say(f"evaluation: peak memory {figures['eval_peak_memory_gb']:.2f} GB")
+
     figures["data_seconds"] = seconds_of_data_path(trainer, batch_size)
     source = trainer.micro_batches()
     first = next(source)
@@ -91,10 +98,6 @@ def benchmark(trainer: Trainer, steps: int, say: Callable[[str], None] = print) 
     say(f"data path alone, one process: {1000 * figures['data_seconds']:.1f} ms a batch, {share:.2f} % of a step")
     say(f"training: peak memory {figures['peak_memory_gb']:.2f} GB")
 
-    start = time.perf_counter()
-    metrics, _ = evaluate(trainer.config, trainer.task, "val")
-    figures["eval_samples_per_second"] = metrics["examples"] / (time.perf_counter() - start)
-    say(f"evaluation: {figures['eval_samples_per_second']:.3f} samples/s")
     figures.update(compare_sharing(trainer, first[0], say))
     return figures
 

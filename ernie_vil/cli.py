@@ -49,15 +49,20 @@ def load_trained(arguments: argparse.Namespace) -> tuple[Any, type]:
     config, task = load_config(arguments)
     from ernie_vil.engine.checkpoint import find_model
 
-    if arguments.split not in task.splits:
-        raise UserError(f"--split {arguments.split}: {config.task} has the splits {', '.join(task.splits)}")
+    check_splits([arguments.split], task)
 
     weights = arguments.weights or config.output
     if arguments.weights is None and not Path(weights, "checkpoints").is_dir():
         raise UserError(f"{weights}: this run has no checkpoint yet; train it first or name weights with -w")
     if ":" not in weights or Path(weights).exists():
         weights = str(find_model(Path(weights)))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights, overrides={})), task
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights)), task
+
+
+def check_splits(splits: Sequence[str], task: type) -> None:
+    for split in splits:
+        if split not in task.splits:
+            raise UserError(f"split {split}: this task has the splits {', '.join(task.splits)}")
 
 
 def check_writable(path: Path) -> None:
@@ -66,6 +71,11 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of a file")
+    existed = path.exists()
+    with path.open("a"):
+        pass
+    if not existed:
+        path.unlink()
 
 
 def find_task(raw: dict, tasks: dict[str, type]) -> type:
@@ -85,6 +95,12 @@ def main(program: Callable[[Optional[Sequence[str]]], Any]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        # A place that cannot be read or written, a full disk: the user's to mend. Without a file it is a fault of ours.
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; a training run continues with --resume auto", file=sys.stderr)
         sys.exit(130)
@@ -92,7 +108,4 @@ def main(program: Callable[[Optional[Sequence[str]]], Any]) -> NoReturn:
 
 
 def write_json(path: Path, value: Any) -> None:
-    try:
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -42,6 +42,9 @@ def preflight(config: RunConfig, task: type, splits: Sequence[str] = ("train", "
     """Check files, vocabulary, weights, samples of the data, memory and disk of a run."""
     report = Report()
     report.faults += task.missing_files(config.data, splits)
+    best = config.train.best_metric
+    if best and best not in task.metric_names:
+        report.faults.append(f"train.best_metric: {best} is not among {', '.join(task.metric_names)}")
     run: Any = None
 
     def open_model() -> str:
@@ -97,6 +100,8 @@ def check_disk(config: RunConfig, run: Any) -> str:
     folder = Path(config.output).absolute()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"output: {config.output}: {folder} is a file")
     if not os.access(folder, os.W_OK):
         raise UserError(f"output: {config.output}: {folder} cannot be written to")
     free = shutil.disk_usage(folder).free

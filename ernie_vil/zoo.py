@@ -8,7 +8,7 @@ from typing import Any, Callable, Mapping, Optional
 from paddle import nn
 
 from ernie_vil.errors import UserError
-from ernie_vil.models.account import KeyAccount, apply_state
+from ernie_vil.models.account import KeyAccount
 from ernie_vil.models.ernie_vil import ErnieViLConfig, ErnieViLModel, large_config
 from ernie_vil.weights import FORMATS
 from ernie_vil.weights.text_encoder import initialise_text_stream
@@ -33,6 +33,7 @@ def create_model(
     *,
     heads: Optional[Heads] = None,
     overrides: Optional[Mapping[str, Any]] = None,
+    strict: bool = True,
 ) -> ErnieViLModel:
     """Build a named model and give it its first weights; ``model.account`` says where each parameter came from.
 
@@ -45,22 +46,17 @@ def create_model(
 
     With 1 and 2 the sizes are those of the weights and ``name`` only has to be a known one. ``heads`` builds task heads
     from the configuration; heads that the weights lack keep their initial values. ``overrides`` replaces values of the
-    configuration. Raises :class:`UserError` for unknown names, unreadable weights and keys that do not fit.
+    configuration. Raises :class:`UserError` for unknown names, unreadable weights and, unless ``strict`` is false, keys
+    that do not fit.
     """
     if name not in MODELS:
         raise UserError(f"model {name!r} is unknown; known are: {', '.join(list_models())}")
     kind, _, path = (weights or "").partition(":")
     if weights and kind in FORMATS and path:
         converted = FORMATS[kind](path)
-        config = ErnieViLConfig.from_dict({**converted.config, **(overrides or {})}, path)
+        config = ErnieViLConfig.from_dict(converted.config, path).replace(overrides or {}, path)
         model = ErnieViLModel(config, heads(config) if heads else None)
-        wanted = tuple(f"heads.{head}." for head in model.heads)
-        state = {
-            key: value
-            for key, value in converted.state.items()
-            if not key.startswith("heads.") or key.startswith(wanted)
-        }
-        model.account = apply_state(model, state, may_be_absent=("heads.",), where=path)
+        model.fill(converted.state, path, fresh_heads=True, strict=strict)
         return model
     if weights and not (kind in TEXT_ENCODERS and path):
         if not Path(weights).is_dir():
@@ -69,8 +65,8 @@ def create_model(
                 f"weights {weights!r}: no such folder; give a model folder or one of {known}. Nothing is downloaded: "
                 "the README says where the released weights are and how to convert them."
             )
-        return ErnieViLModel.from_pretrained(weights, heads, fresh_heads=True, overrides=overrides)
-    config = ErnieViLConfig.from_dict({**MODELS[name]().to_dict(), **(overrides or {})}, f"model {name}")
+        return ErnieViLModel.from_pretrained(weights, heads, fresh_heads=True, strict=strict, overrides=overrides)
+    config = MODELS[name]().replace(overrides or {}, f"model {name}")
     model = ErnieViLModel(config, heads(config) if heads else None)
     if weights:
         model.account = initialise_text_stream(model, path)

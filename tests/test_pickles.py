@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import lmdb
@@ -197,8 +199,11 @@ def test_hostile_and_damaged_pickles(data: bytes, fault: str) -> None:
 
 
 def store_records() -> list[bytes]:
-    with lmdb.open(str(STORE), readonly=True, lock=False) as store, store.begin() as transaction:
-        return [transaction.get(b"keys"), transaction.get(b"7")]
+    # A copy, since LMDB refuses to open a file again that some other test still has open.
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(STORE / "data.mdb", folder)
+        with lmdb.open(folder, readonly=True, lock=False) as store, store.begin() as transaction:
+            return [transaction.get(b"keys"), transaction.get(b"7")]
 
 
 def test_truncation_at_every_length() -> None:

@@ -21,6 +21,8 @@ def run(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args(argv)
+    if min(arguments.steps, arguments.batch_size, arguments.images) < 1:
+        parser.error("--steps, --batch-size and --images must be at least 1")
 
     from ernie_vil.benchmark import benchmark, write_real_size_vcr
     from ernie_vil.engine import distributed

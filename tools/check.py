@@ -16,6 +16,7 @@ def check(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument("--splits", nargs="+", default=["train", "val"], help="splits to look at")
     arguments = parser.parse_args(argv)
     config, task = cli.load_config(arguments)
+    cli.check_splits(arguments.splits, task)
 
     from ernie_vil.preflight import preflight
 

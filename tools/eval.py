@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from ernie_vil import cli
+from ernie_vil.errors import UserError
 
 
 def evaluate(argv: Optional[Sequence[str]]) -> None:
@@ -16,7 +17,11 @@ def evaluate(argv: Optional[Sequence[str]]) -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the metrics there")
     arguments = parser.parse_args(argv)
+    if arguments.json:
+        cli.check_writable(arguments.json)
     config, task = cli.load_trained(arguments)
+    if arguments.split in task.unlabelled:
+        raise UserError(f"--split {arguments.split}: has no labels to compare with; tools/predict.py writes its file")
 
     from ernie_vil.engine import distributed, evaluation
     from ernie_vil.engine.logging import show

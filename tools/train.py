@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Optional, Sequence
 
 from ernie_vil import cli
@@ -20,7 +21,8 @@ def train(argv: Optional[Sequence[str]]) -> None:
 
     processes = distributed.start()
     run = task(config)
-    if processes.main:
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    if processes.main and not arguments.resume:
         print(f"weights: {run.model.account.summary()}")
     metrics = Trainer(config, run, processes).fit(arguments.resume)
     if processes.main:

@@ -52,8 +52,11 @@ class NameDraws:
         return cls(read_names(path or NEUTRAL_NAMES), seed)
 
     @classmethod
-    def from_recorded(cls, path: PathLike) -> NameDraws:
-        """Draws recorded in a JSON file: a list per part, in it a list per entry, in it the name of every object."""
+    def from_recorded(cls, path: PathLike, split: Optional[str] = None) -> NameDraws:
+        """Draws recorded in a JSON file: a list per part, in it a list per entry, in it the name of every object.
+
+        A file for several splits is an object with such a list for each, of which ``split`` is taken.
+        """
         path = Path(path)
         try:
             recorded = json.loads(path.read_text(encoding="utf-8"))
@@ -61,6 +64,10 @@ class NameDraws:
             raise UserError(f"{path}: no such file of recorded names") from None
         except ValueError as error:
             raise UserError(f"{path}: not a JSON file ({error})") from None
+        if isinstance(recorded, dict):
+            if split not in recorded:
+                raise UserError(f"{path}: holds no names for the split {split}; it has {', '.join(recorded) or 'none'}")
+            recorded = recorded[split]
         if not _is_recorded_draws(recorded):
             raise UserError(f"{path}: expected a list per part, in it a list per entry, in it the name of every object")
         return cls([], recorded=recorded)
@@ -112,7 +119,7 @@ def read_names(path: PathLike) -> list[str]:
     """The second column of a CSV table; the header row is known by its text ``name``.
 
     Raises:
-        UserError: the file is missing or not text, a row has no second column, or there is no name.
+        UserError: the file is missing or not text, a row has no name in its second column, or there is no row.
     """
     path = Path(path)
     names = []
@@ -124,10 +131,13 @@ def read_names(path: PathLike) -> list[str]:
                     continue
                 if len(row) < 2 or not row[1].strip():
                     raise UserError(f"{path}:{reader.line_num}: no name in the second column")
-                if row[1].strip() != "name":
-                    names.append(row[1].strip())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such table of names") from None
+                name = row[1].strip()
+                if not any(character.isalpha() for character in name):
+                    raise UserError(f"{path}:{reader.line_num}: the second column holds {name!r}, which is no name")
+                if name != "name":
+                    names.append(name)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the table of names: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table in UTF-8 ({error})") from None
     if not names:

@@ -170,6 +170,21 @@ def check_vocabulary(tokenizer: WordPieceTokenizer, rows: int, where: str) -> No
         )
 
 
+def check_same_vocabulary(path: PathLike, other: PathLike) -> None:
+    """Refuse a vocabulary file that is not the one that lies with the weights; names the first line that differs.
+
+    Raises:
+        UserError: the same token has different ids in the two files.
+    """
+    ids, other_ids = read_vocabulary(path), read_vocabulary(other)
+    for token, number in ids.items():
+        if other_ids.get(token) != number:
+            raise UserError(
+                f"{path}: token {token!r} has id {number}, but in {other}, which lies with the weights, "
+                f"{other_ids.get(token, 'it is missing')}; leave data.vocab out to use the latter"
+            )
+
+
 def clean_text(text: str) -> str:
     """Drop control characters, turn white space into blanks and put blanks around ideographs."""
     cleaned = []

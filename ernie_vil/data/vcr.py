@@ -292,7 +292,7 @@ def parse_record(line: bytes, where: str, labelled: bool) -> VcrRecord:
     """
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRecord(f"{where}: not a line of JSON ({error})") from None
     try:
         if not isinstance(fields, dict):
@@ -372,6 +372,6 @@ def _label(fields: dict[str, Any], name: str) -> int:
 def _split_and_number(fields: dict[str, Any], name: str) -> tuple[str, int]:
     value = _field(fields, name)
     split, _, number = value.partition("-") if isinstance(value, str) else ("", "", "")
-    if split not in IMAGE_ID_OFFSETS or not (number.isascii() and number.isdigit()):
-        raise BadRecord(f"`{name}` is {value!r}; expected something like 'val-7'")
+    if split not in IMAGE_ID_OFFSETS or not (number.isascii() and number.isdigit() and len(number) < 16):
+        raise BadRecord(f"`{name}` is {repr(value)[:40]}; expected something like 'val-7'")
     return split, int(number)

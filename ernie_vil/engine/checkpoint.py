@@ -8,6 +8,7 @@ that, so a run that is killed at any moment leaves a usable state.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -35,11 +36,14 @@ def save(output: Path, step: int, write: Callable[[Path], None]) -> Path:
     parent = folder_of(output)
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
     # A run resumed from an earlier step comes by here again; its folder gets a name of its own, since a pointer may
     # still name the old one and nothing that is pointed at is ever replaced.
-    again = len(list(parent.glob(f"step-{step:08d}*")))
-    name = f"step-{step:08d}" + (f"-{again}" if again else "")
+    candidates = (f"step-{step:08d}" + (f"-{again}" if again else "") for again in itertools.count())
+    name = next(candidate for candidate in candidates if not (parent / candidate).exists())
     temporary = parent / f"{UNFINISHED}{name}"
     temporary.mkdir()
     write(temporary)
@@ -65,18 +69,18 @@ def point(output: Path, pointer: str, target: Path) -> None:
 def follow(output: Path, pointer: str) -> Path | None:
     """The folder that a pointer names, None without such a pointer. Raises :class:`UserError` if it dangles."""
     file = folder_of(output) / pointer
-    if not file.is_file():
+    target = _target(output, pointer)
+    if target is None:
         return None
-    target = file.parent / file.read_text(encoding="utf-8").strip()
     if not (target / TRAINER_FILE).is_file():
         raise UserError(f"{file}: names {target.name}, which is not a checkpoint; there are: {_names(file.parent)}")
     return target
 
 
 def prune(output: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest checkpoints and those that a pointer names."""
-    pointed = {follow(output, "latest"), follow(output, "best")}
-    folders = sorted(folder_of(output).glob("step-*"))
+    """Delete all but the ``keep`` checkpoints that were written last and those that a pointer names."""
+    pointed = {_target(output, "latest"), _target(output, "best")}
+    folders = sorted(folder_of(output).glob("step-*"), key=lambda folder: folder.stat().st_mtime_ns)
     for folder in folders[: max(len(folders) - keep, 0)]:
         if folder not in pointed:
             shutil.rmtree(folder)
@@ -116,11 +120,15 @@ def find_model(path: Path) -> Path:
 
 
 def read_trainer(folder: Path) -> dict[str, Any]:
+    """What ``trainer.json`` of a checkpoint says. Raises :class:`UserError` if it is not to be read."""
     path = folder / TRAINER_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: damaged: a {type(state).__name__} instead of an object")
+    return state
 
 
 def read_optimizer(folder: Path) -> dict[str, np.ndarray]:
@@ -151,6 +159,11 @@ def listing(path: Path) -> str:
 def _names(folder: Path, most: int = 12) -> str:
     names = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
     return (", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")) or "nothing"
+
+
+def _target(output: Path, pointer: str) -> Path | None:
+    file = folder_of(output) / pointer
+    return file.parent / file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
 
 
 def _sync(path: Path) -> None:

@@ -82,7 +82,7 @@ class OptimizerOptions:
 
     learning_rate: float = option(REQUIRED, "peak learning rate", minimum=0)
     schedule: str = option(
-        "linear", "course of the learning rate", choices=("constant", "noam", "linear", "manual", "cosine")
+        "constant", "course of the learning rate", choices=("constant", "noam", "linear", "manual", "cosine")
     )
     warmup: Duration = option(Duration(0, "steps"), "time in which the learning rate rises to its peak")
     decay_steps: List[Duration] = option(
@@ -109,16 +109,19 @@ class OptimizerOptions:
 
     @staticmethod
     def contradictions(valid: Mapping[str, Any]) -> Contradictions:
-        if valid.get("schedule") == "noam" and valid.get("warmup") and valid["warmup"].value == 0:
-            yield "warmup", "the noam schedule needs a warm-up above 0"
+        schedule, warmup = valid.get("schedule"), valid.get("warmup")
+        if schedule in ("noam", "linear", "manual") and warmup and warmup.value == 0:
+            # The original keeps the rate constant then, whatever the schedule's name.
+            yield "warmup", f"the {schedule} schedule needs a warm-up above 0; without one choose constant or cosine"
+        if valid.get("decay_steps") and schedule not in (None, "manual"):
+            yield "decay_steps", f"has no effect with the {schedule} schedule; set it to [] or choose manual"
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """Section ``eval``."""
 
-    batch_size: int = option(32, "examples per evaluation step, over all devices", minimum=1)
-    split: str = option("val", "split that is evaluated")
+    batch_size: int = option(32, "examples at once on each device", minimum=1)
 
 
 @dataclass(frozen=True)

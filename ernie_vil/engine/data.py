@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shutil
 import threading
 import traceback
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from paddle.io import multiprocess_utils
 from ernie_vil.errors import BadRecord, UserError
 
 _CARRIER, _FAILURE = "_carrier", "_failure"
-_AMPLE_SHARED_MEMORY = 1 << 30  # bytes
 
 Key = tuple
 """``(part, epoch, index)``: which data set, which time it is walked, which of its samples."""
@@ -258,7 +256,9 @@ def make_loader(
         batch_sampler=_GuardedSampler(sampler),
         collate_fn=collate,
         num_workers=workers,
-        use_shared_memory=_shared_memory_is_ample(),
+        # Through shared memory a worker takes locks of Paddle's allocator that another thread of the training process
+        # may have held when the worker was forked; it then waits for ever (seen with Paddle 3.3). Pipes take none.
+        use_shared_memory=False,
     )
     return GuardedLoader(loader)
 
@@ -324,14 +324,6 @@ def _kill_bereaved(workers: Sequence[Any]) -> None:
     if any(worker.exitcode not in (None, 0) for worker in workers):
         for worker in workers:
             worker.kill()
-
-
-def _shared_memory_is_ample() -> bool:
-    """Containers often have 64 MB, where a worker dies of a bus error; batches then go through pipes instead."""
-    try:
-        return shutil.disk_usage("/dev/shm").free >= _AMPLE_SHARED_MEMORY
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True)
@@ -440,10 +432,16 @@ class SkipLog:
     def _read(self) -> list[str]:
         if self.path is None or not self.path.is_file():
             return []
-        text = self.path.read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8", errors="replace")
         if text and not text.endswith("\n"):
             # An earlier start was killed while it wrote: drop the torn line, its record will be met again.
             text = text[: text.rfind("\n") + 1]
             self.path.write_text(text, encoding="utf-8")
-        entries = [json.loads(line) for line in text.splitlines()]
-        return [entry["record"] for entry in entries if entry["data"] == self.what]
+        found = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                found += [entry["record"]] if entry["data"] == self.what else []
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{self.path}:{number}: not a line that a run wrote; mend or delete the file") from None
+        return found

@@ -22,6 +22,7 @@ def evaluate(
     Records that could not be read are named in ``skipped.jsonl`` and counted in the metric ``skipped``; more than
     ``data.max_skip_ratio`` of them, or no usable example at all, raise :class:`UserError`.
     """
+    check_precision(config)
     examples = task.eval_set(split)
     keys, size = list(examples.keys), config.eval.batch_size
     share = keys[processes.rank :: processes.world]
@@ -43,7 +44,7 @@ def evaluate(
     gathered = gather_objects((records, skipped), processes)
     records = [record for part, _ in gathered for record in part]
     skipped = [message for _, part in gathered for message in part]
-    skip_log(config, split, len(keys), processes, recount=False).add([*examples.unreadable, *skipped])
+    skip_log(config, split, examples.records, processes, recount=False).add([*examples.unreadable, *skipped])
     position = {key: index for index, key in enumerate(keys)}
     records.sort(key=lambda record: position[record["key"]])
     if len({record["key"] for record in records}) != len(records) or len(records) + len(skipped) != len(keys):
@@ -55,6 +56,11 @@ def evaluate(
         "examples": len(records),
         "skipped": len(skipped) + len(examples.unreadable),
     }, records
+
+
+def check_precision(config: RunConfig) -> None:
+    if config.train.precision != "fp32" and paddle.get_device() == "cpu":
+        raise UserError(f"train.precision: {config.train.precision} needs an accelerator; on the CPU use fp32")
 
 
 def autocast(config: RunConfig) -> Any:

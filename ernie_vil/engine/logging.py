@@ -29,7 +29,11 @@ class RunLog:
         if resumed_at is None:
             self.path.write_text("")
         elif self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= resumed_at]
+            kept = [
+                line
+                for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= resumed_at
+            ]
             self.path.write_text("".join(line + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1, encoding="utf-8")
         self.writer = LogWriter(str(output / "visualdl"))

@@ -43,6 +43,7 @@ class Adam(paddle.optimizer.AdamW):
         self.base_epsilon, self.second_beta = epsilon, beta2
         self.epsilon_placement = epsilon_placement
         self.names = {parameter.name: name for name, parameter in named_parameters}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in named_parameters}
         self._check_patterns(multipliers or {})
         groups: dict[tuple[float, float], list[Tensor]] = defaultdict(list)
         for name, parameter in named_parameters:
@@ -52,7 +53,7 @@ class Adam(paddle.optimizer.AdamW):
             )
             decay = 0.0 if name in decay_excluded else weight_decay
             # Paddle multiplies the decay by the group's rate too; dividing keeps the layer's rate out of it.
-            groups[layer_rate * factor, decay / layer_rate].append(parameter)
+            groups[layer_rate * factor, decay / layer_rate if layer_rate else 0.0].append(parameter)
         super().__init__(
             learning_rate=0.0,
             beta1=beta1,
@@ -103,6 +104,13 @@ class Adam(paddle.optimizer.AdamW):
                 f"{where}: the optimizer state does not belong to this model: {len(missing)} keys missing "
                 f"{missing[:3]}, {len(extra)} unexpected {extra[:3]}"
             )
+        wrong = [
+            key
+            for key, value in state.items()
+            if key.rsplit("/", 1)[1] in ("moment1", "moment2") and value.shape != self.shapes[key.rsplit("/", 1)[0]]
+        ]
+        if updates and wrong:
+            raise UserError(f"{where}: the optimizer state has other shapes than this model: {', '.join(wrong[:3])}")
         self.updates = updates
         self.set_state_dict(
             {f"{wanted[key]}_{key.rsplit('/', 1)[1]}_0": paddle.to_tensor(value) for key, value in state.items()}

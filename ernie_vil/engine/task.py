@@ -13,13 +13,15 @@ from paddle import Tensor, nn
 class TrainSet:
     """What a task trains on: a dataset keyed by ``(part, epoch, index)``, and how its parts take turns.
 
-    See :class:`ernie_vil.engine.data.JointBatches` for the meaning of the numbers. ``unreadable`` names the records
-    that the dataset had to leave out when it was opened.
+    See :class:`ernie_vil.engine.data.JointBatches` for the meaning of the numbers. ``records`` is the
+    number of records in the files, to which ``data.max_skip_ratio`` refers; ``unreadable`` names those that the dataset
+    had to leave out when it was opened.
     """
 
     dataset: Any
     collate: Callable[[list], dict]
     sizes: tuple[int, ...]
+    records: int
     turn: int = 1
     drop_last: bool = False
     drop_incomplete_turns: bool = False
@@ -30,12 +32,13 @@ class TrainSet:
 class EvalSet:
     """What a task evaluates on: the keys of a dataset, each of which is counted exactly once.
 
-    ``unreadable`` as in :class:`TrainSet`.
+    ``records`` and ``unreadable`` as in :class:`TrainSet`.
     """
 
     dataset: Any
     collate: Callable[[list], dict]
     keys: Sequence[Any]
+    records: int
     unreadable: Sequence[str] = ()
 
 
@@ -46,7 +49,8 @@ class Task(Protocol):
     """
 
     model: nn.Layer
-    metric: str  # the evaluation metric that "best" follows; larger is better
+    metric: str  # the evaluation metric that "best" follows
+    metric_names: Sequence[str]  # the metrics that it may follow instead: larger is better
 
     def train_set(self) -> TrainSet: ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Iterator
 
 import paddle
 
-from ernie_vil.engine import checkpoint
+from ernie_vil.engine import checkpoint, run_state
 from ernie_vil.engine.config import RunConfig, to_yaml
 from ernie_vil.engine.data import GuardedDataset, JointBatches, StepSampler, guarded_collate, make_loader
 from ernie_vil.engine.distributed import (
@@ -21,7 +20,7 @@ from ernie_vil.engine.distributed import (
     sum_gradients,
 )
 from ernie_vil.engine.durations import Duration, to_steps
-from ernie_vil.engine.evaluation import autocast, evaluate, skip_log
+from ernie_vil.engine.evaluation import autocast, check_precision, evaluate, skip_log
 from ernie_vil.engine.logging import RunLog
 from ernie_vil.engine.optimizer import Adam, clip_by_global_norm, fill_absent_gradients
 from ernie_vil.engine.schedules import Schedule
@@ -32,7 +31,7 @@ from ernie_vil.errors import UserError
 
 
 class Trainer:
-    """Runs a task as its config says; see :meth:`fit` and :meth:`evaluate`.
+    """Runs a task as its config says; see :meth:`fit`.
 
     Every random draw of a step follows from (seed, step, process), so a run that was killed and resumed computes what
     the run that was not would have computed, bit for bit, on the same device and number of processes.
@@ -44,8 +43,7 @@ class Trainer:
         self.metric = config.train.best_metric or task.metric
         self.step, self.best, self.window = 0, None, Window()
         self.log = RunLog(self.output, 0, silent=True)
-        if config.train.precision != "fp32" and paddle.get_device() == "cpu":
-            raise UserError(f"train.precision: {config.train.precision} needs an accelerator; on the CPU use fp32")
+        check_precision(config)
 
     def fit(self, resume: str | None = None) -> dict[str, float]:
         """Train from the step the run is at to its end; returns the last evaluation's metrics.
@@ -62,7 +60,7 @@ class Trainer:
             (self.output / "skipped.jsonl").unlink(missing_ok=True)
         self.plan()
         if start is not None:
-            self._restore(start)
+            run_state.restore(self, start)
         broadcast_parameters(self.task.model.state_dict().values(), self.processes)
         self.log = RunLog(self.output, self.total_steps, silent=not self.processes.main, resumed_at=start and self.step)
         if self.processes.main:
@@ -71,6 +69,9 @@ class Trainer:
             f"{self.total_steps} steps of {options.batch_size} examples, {self.steps_per_epoch} steps an epoch, "
             f"{self.processes.world} process(es); " + (f"resumed from {start}" if start else "from the start")
         )
+        changed = run_state.changed_keys(start, self.config.raw) if start else []
+        if changed:
+            self.log.say(f"the config differs from that of {start} in: {', '.join(changed)}")
         metrics: dict[str, float] = {}
         try:
             for loaded in self.micro_batches():
@@ -81,12 +82,13 @@ class Trainer:
                 improved = False
                 if due or self._due(self.eval_steps):
                     metrics = self._evaluate_and_log("val")
-                    improved = self.best is None or metrics[self.metric] > self.best
-                    self.best = metrics[self.metric] if improved else self.best
+                    score = metrics[self.metric]
+                    improved = math.isfinite(score) and (self.best is None or score > self.best)
+                    self.best = score if improved else self.best
                 if due or improved or self._due(self.save_steps):
                     self._save(improved)
             if not metrics:
-                metrics = self._evaluate_and_log("val")
+                metrics, _ = evaluate(self.config, self.task, "val", self.processes)
         finally:
             self.log.close()
         return metrics
@@ -94,7 +96,11 @@ class Trainer:
     def plan(self) -> None:
         """Turn durations into steps and build what needs them: batches, schedule, optimizer."""
         config, options = self.config, self.config.train
+        if self.metric not in self.task.metric_names:
+            raise UserError(f"train.best_metric: {self.metric} is not among {', '.join(self.task.metric_names)}")
         self.data = self.task.train_set()
+        # Opened once now, so that a mistake in it is not found after an epoch of training.
+        self.task.eval_set("val")
         shares = options.accumulate * self.processes.world
         if options.batch_size < shares:
             raise UserError(
@@ -106,15 +112,20 @@ class Trainer:
         self.total_steps = self._steps(options.duration)
         self.batches = self._joint_batches(epochs=math.ceil(self.total_steps / self.steps_per_epoch))
         self.total_steps = min(self.total_steps, self.batches.total_steps)
+        if self.total_steps == 0:
+            raise UserError("train.duration: no step; see also data.turn and data.drop_incomplete_turns")
         self.log_steps, self.eval_steps, self.save_steps = (
             None if every is None else max(self._steps(every), 1)
             for every in (options.log_every, options.eval_every, options.save_every)
         )
         chosen = config.optimizer
+        warmup = self._steps(chosen.warmup)
+        if warmup > self.total_steps:
+            raise UserError(f"optimizer.warmup: {warmup} steps are more than the {self.total_steps} of train.duration")
         self.schedule = Schedule(
             chosen.schedule,
             chosen.learning_rate,
-            self._steps(chosen.warmup),
+            warmup,
             self.total_steps,
             [self._steps(border) for border in chosen.decay_steps],
             chosen.decay_ratio,
@@ -140,7 +151,7 @@ class Trainer:
             epsilon_placement=chosen.epsilon_placement,
         )
         self.scaler = paddle.amp.GradScaler(enable=options.precision == "fp16")
-        self.skips = skip_log(config, "train", sum(self.data.sizes), self.processes)
+        self.skips = skip_log(config, "train", self.data.records, self.processes)
         self.skips.add(self.data.unreadable)
 
     def _joint_batches(self, epochs: int) -> JointBatches:
@@ -216,92 +227,60 @@ class Trainer:
         sum_gradients(self.parameters, self.processes)
         self.scaler.unscale_(self.optimizer)
         norm = clip_by_global_norm(self.parameters, chosen.clip_norm or 0.0)
+        if self.config.train.precision == "fp16":
+            # The scaler skips updates whose gradients overflow; the share of those is logged beside the norm.
+            finite = paddle.isfinite(norm)
+            self.window.add("overflows", 1.0 - finite.astype("float32"), 1.0)
+            norm = paddle.where(finite, norm, paddle.zeros_like(norm))
         self.window.add("grad_norm", norm, 1.0)
         self.optimizer.set_lr(self.schedule(self.step))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)
 
-    def _read_window(self) -> dict[str, tuple[float, float]]:
-        # With fp16 the scaler skips updates whose gradients overflow; that is no fault.
-        return self.window.read(self.step, ("grad_norm",) if self.config.train.precision == "fp16" else ())
-
     def _log_window(self) -> None:
-        self._read_window()
+        self.window.read(self.step)
         values = self.window.means(self.processes)
         passed = time.perf_counter() - self.since
         steps = self.step - max(self.window.start, self.timed_from)
         values["learning_rate"] = self.schedule(self.step - 1)
         values["examples_per_second"] = steps * self.config.train.batch_size / passed
         values["data_wait_share"] = self.waited / passed
-        self.log.metrics("train", self.step, self._epoch(), values)
+        self.log.metrics("train", self.step, self.epoch(), values)
         self.window = Window(self.step)
         self.waited, self.since = 0.0, time.perf_counter()
 
     def _evaluate_and_log(self, split: str) -> dict[str, float]:
-        self._read_window()
+        self.window.read(self.step)
         started = time.perf_counter()
-        metrics, _ = evaluate(self.config, self.task, split, self.processes)
-        if self.metric not in metrics:
-            raise UserError(f"train.best_metric: {self.metric} is not among {', '.join(metrics)}")
-        self.log.metrics(split, self.step, self._epoch(), metrics)
+        try:
+            metrics, _ = evaluate(self.config, self.task, split, self.processes)
+        except UserError:
+            # What is wrong with the evaluation's data shall not cost what was trained.
+            self._save(improved=False)
+            raise
+        self.log.metrics(split, self.step, self.epoch(), metrics)
         self.since += time.perf_counter() - started
         return metrics
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _epoch(self) -> float:
+    def epoch(self) -> float:
+        """Epochs done."""
         return self.step / self.steps_per_epoch
 
     def _save(self, improved: bool) -> None:
-        sums = self._read_window()
+        sums = self.window.read(self.step)
         # Each process has summed its own share; the checkpoint keeps them all.
         windows = gather_objects(sums, self.processes)
         if self.processes.main:
-            folder = checkpoint.save(self.output, self.step, lambda temporary: self._write(temporary, windows))
-            checkpoint.point(self.output, "latest", folder)
+            folder = checkpoint.save(
+                self.output, self.step, lambda temporary: run_state.write(self, temporary, windows)
+            )
+            # In this order: a run resumed from "latest" takes for granted that "best" was moved.
             if improved:
                 checkpoint.point(self.output, "best", folder)
+            checkpoint.point(self.output, "latest", folder)
             checkpoint.prune(self.output, self.config.train.keep)
         barrier(self.processes)
-
-    def _write(self, folder: Path, windows: list[dict]) -> None:
-        self.task.save_pretrained(folder)
-        paddle.save(self.optimizer.named_state(), str(folder / checkpoint.OPTIMIZER_FILE))
-        state = {
-            "step": self.step,
-            "epoch": self._epoch(),
-            "updates": self.optimizer.updates,
-            "learning_rate": self.schedule(self.step),
-            "best": self.best,
-            "metric": self.metric,
-            "windows": windows,
-            "window_start": self.window.start,
-            "scaler": {key: float(value) for key, value in self.scaler.state_dict().items()},
-            "random": {"seed": self.config.seed, "next_step": self.step},
-            "processes": self.processes.world,
-            "device": paddle.get_device().split(":")[0],
-            "paddle": paddle.__version__,
-            "git": checkpoint.git_state(Path(__file__).parent),
-        }
-        (folder / checkpoint.TRAINER_FILE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        (folder / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-
-    def _restore(self, folder: Path) -> None:
-        state = checkpoint.read_trainer(folder)
-        if state["processes"] != self.processes.world:
-            raise UserError(
-                f"{folder}: was written by {state['processes']} process(es) and this run has {self.processes.world}; "
-                "resume with as many, or start a new run from its weights with -o model.weights=FOLDER"
-            )
-        if state["random"]["seed"] != self.config.seed:
-            raise UserError(f"seed: {self.config.seed} is not the {state['random']['seed']} of {folder}")
-        self.task.model.load(folder / checkpoint.MODEL_FILE)
-        self.optimizer.load_named_state(
-            checkpoint.read_optimizer(folder), state["updates"], str(folder / checkpoint.OPTIMIZER_FILE)
-        )
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
-        self.window = Window(state["window_start"], state["windows"][self.processes.rank])

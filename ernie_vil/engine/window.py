@@ -23,11 +23,11 @@ class Window:
             value = value.astype("float64")
         self.sums[name] = (total + value, number + count)
 
-    def read(self, step: int, may_overflow: tuple[str, ...] = ()) -> dict[str, tuple[float, float]]:
+    def read(self, step: int) -> dict[str, tuple[float, float]]:
         """The sums as numbers. Raises :class:`UserError` naming a loss that stopped being finite, and since when."""
         self.sums = {name: (float(total), number) for name, (total, number) in self.sums.items()}
         for name, (total, _) in self.sums.items():
-            if not math.isfinite(total) and name not in may_overflow:
+            if not math.isfinite(total):
                 raise UserError(
                     f"{name} became {total} between step {self.start + 1} and step {step}; the last checkpoint is from "
                     "before. Try a smaller optimizer.learning_rate or a longer optimizer.warmup."

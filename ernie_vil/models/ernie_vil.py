@@ -7,11 +7,13 @@ section 3.1, and the behaviour of the fine-tuning program that its authors relea
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -79,6 +81,10 @@ class ErnieViLConfig:
             faults.append("t_biattention_id and v_biattention_id must ascend from 0 or more")
         if self.hidden_act not in ACTIVATIONS:
             faults.append(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+        tables = ("vocab_size", "max_position_embeddings", "sent_type_vocab_size")
+        for name in (*tables, "v_intermediate_size", "feature_size", "initializer_range"):
+            if getattr(self, name) <= 0:
+                faults.append(f"{name} {getattr(self, name)} must be positive")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 faults.append(f"{name} {getattr(self, name)} is not in [0, 1)")
@@ -134,6 +140,15 @@ class ErnieViLConfig:
         if not isinstance(values, dict):
             raise UserError(f"{path}: a model configuration is a JSON object, this is a {type(values).__name__}")
         return cls.from_dict(values, str(path))
+
+    def replace(self, overrides: Mapping[str, Any], where: str = "model configuration") -> ErnieViLConfig:
+        """A copy with other values. Raises :class:`UserError` for keys that are none of this configuration."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "unused"]
+        for key in overrides:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, 1, 0.5)
+                raise UserError(f"{where}: {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        return self.from_dict({**self.to_dict(), **overrides}, where)
 
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
@@ -450,22 +465,27 @@ class ErnieViLModel(nn.Layer):
         """
         source = Path(folder)
         if not source.is_dir():
-            raise UserError(f"{source}: no such model folder (a folder with {CONFIG_FILE} and {STATE_FILE} is needed)")
-        config_values = ErnieViLConfig.from_json(source / CONFIG_FILE).to_dict()
-        config = ErnieViLConfig.from_dict({**config_values, **(overrides or {})}, str(source / CONFIG_FILE))
+            raise UserError(
+                f"{source}: no such model folder (with {CONFIG_FILE} and {STATE_FILE}). Nothing is downloaded; the "
+                "README says where released weights are; ernie_vil.create_model builds named models without any"
+            )
+        config = ErnieViLConfig.from_json(source / CONFIG_FILE).replace(overrides or {}, str(source / CONFIG_FILE))
         model = cls(config, heads(config) if heads else None)
         model.load(source / STATE_FILE, fresh_heads=fresh_heads, strict=strict)
         return model
 
     def load(self, path: str | os.PathLike, *, fresh_heads: bool = False, strict: bool = True) -> KeyAccount:
         """Fill the parameters from a ``.pdparams`` file; see :meth:`from_pretrained` for the rules."""
-        wanted_heads = tuple(f"heads.{name}." for name in self.heads)
-        state = {
-            key: value
-            for key, value in pickles.load_state(path).items()
-            if not key.startswith("heads.") or key.startswith(wanted_heads)
-        }
-        self.account = apply_state(
-            self, state, may_be_absent=("heads.",) if fresh_heads else (), where=str(path), strict=strict
-        )
+        return self.fill(pickles.load_state(path), str(path), fresh_heads=fresh_heads, strict=strict)
+
+    def fill(
+        self, state: Mapping[str, np.ndarray], where: str, *, fresh_heads: bool = False, strict: bool = True
+    ) -> KeyAccount:
+        """Fill the parameters from arrays by name; ``where`` names their source. See :meth:`from_pretrained`."""
+        wanted = tuple(f"heads.{name}." for name in self.heads)
+        unused = [key for key in state if key.startswith("heads.") and not key.startswith(wanted)]
+        used = {key: value for key, value in state.items() if key not in unused}
+        absent = ("heads.",) if fresh_heads else ()
+        self.account = apply_state(self, used, may_be_absent=absent, where=where, strict=strict)
+        self.account.ignored.update(dict.fromkeys(unused, "a head that is not asked for"))
         return self.account

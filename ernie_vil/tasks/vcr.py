@@ -17,7 +17,7 @@ from paddle import Tensor
 from ernie_vil.data.mini_vcr import mini_vcr
 from ernie_vil.data.names import NameDraws
 from ernie_vil.data.regions import check_fingerprints, open_store
-from ernie_vil.data.tokenizer import WordPieceTokenizer, check_vocabulary
+from ernie_vil.data.tokenizer import WordPieceTokenizer, check_same_vocabulary, check_vocabulary
 from ernie_vil.data.vcr import CHOICES, Q_TO_A, QA_TO_R, VcrDataset, VcrFile, collate_vcr, missing_file_message
 from ernie_vil.engine.config import RunConfig, option
 from ernie_vil.engine.task import EvalSet, TrainSet
@@ -60,7 +60,9 @@ class VcrDataOptions(DataOptions):
     names: Optional[str] = option(
         None, "table of names for persons (CSV, second column); null takes the neutral names that come with the package"
     )
-    recorded_names: Optional[str] = option(None, "JSON file with the names drawn in an earlier run, instead of drawing")
+    recorded_names: Optional[str] = option(
+        None, "JSON file with names to use instead of drawing: per split, part and entry the name of every object"
+    )
     max_answer_length: int = option(60, "tokens of a Q->A sequence", minimum=8)
     max_rationale_length: int = option(80, "tokens of a QA->R sequence", minimum=8)
     max_regions: int = option(100, "regions of an image, with the whole-image row", minimum=2)
@@ -78,6 +80,8 @@ class VcrTask:
 
     sections = {"model": VcrModelOptions, "data": VcrDataOptions}
     metric = "q_ar"
+    metric_names = ("q_ar", "q_a", "qa_r")
+    unlabelled = ("test",)
     splits = ("train", "val", "test")
 
     def __init__(
@@ -110,7 +114,10 @@ class VcrTask:
                 "for this task (model.answer_head and model.rationale_head name the heads that are looked for)"
             )
         model_config = self.model.config
-        check_vocabulary(self.tokenizer, model_config.vocab_size, str(self._vocabulary()))
+        check_vocabulary(self.tokenizer, model_config.vocab_size, self.options.weights or "the model")
+        beside = vocabulary_beside(self.options.weights)
+        if beside and self.files.vocab:
+            check_same_vocabulary(self._vocabulary(), beside)
         longest = max(self.files.max_answer_length, self.files.max_rationale_length)
         if longest > model_config.max_position_embeddings:
             raise UserError(
@@ -158,6 +165,7 @@ class VcrTask:
             dataset,
             collate_vcr,
             dataset.sizes,
+            len(dataset.file) + len(dataset.file.skipped),
             self.files.turn,
             drop_incomplete_turns=self.files.drop_incomplete_turns,
             unreadable=dataset.file.skipped,
@@ -166,11 +174,11 @@ class VcrTask:
     def eval_set(self, split: str) -> EvalSet:
         dataset = self.dataset(split)
         keys = [(part, 0, index) for part in (Q_TO_A, QA_TO_R) for index in range(dataset.sizes[part])]
-        return EvalSet(dataset, collate_vcr, keys, dataset.file.skipped)
+        return EvalSet(dataset, collate_vcr, keys, len(dataset.file) + len(dataset.file.skipped), dataset.file.skipped)
 
     def dataset(self, split: str) -> VcrDataset:
         names = (
-            NameDraws.from_recorded(self.files.recorded_names)
+            NameDraws.from_recorded(self.files.recorded_names, split)
             if self.files.recorded_names
             else NameDraws.from_table(self.files.names, self.config.seed)
         )

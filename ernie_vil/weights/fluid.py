@@ -159,7 +159,7 @@ def write_model_folder(converted: Converted, out: Union[str, Path]) -> None:
     Raises:
         UserError: ``out`` exists and holds anything else than a model folder's files.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     _refuse_foreign_files(out)
     unfinished = out.with_name(f".{out.name}.unfinished-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)

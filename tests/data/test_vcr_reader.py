@@ -227,7 +227,7 @@ def test_tables_of_names(tmp_path: Path) -> None:
     path.write_bytes(b"1,\xff\n")
     with pytest.raises(UserError, match="not a CSV table"):
         read_names(path)
-    with pytest.raises(UserError, match="no such table"):
+    with pytest.raises(UserError, match="cannot read the table"):
         read_names(tmp_path / "absent.csv")
 
 

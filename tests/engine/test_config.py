@@ -116,6 +116,8 @@ def test_rich_values(write):
     overrides = [
         "model={hidden_size: 4, layers: [{size: 3}, {size: 4, kind: sparse}], window: [3, 4], rates: [1, '1e-2', 2]}",
         "optimizer.decay_steps=[13308, 2 epochs, {percent: 50}]",
+        "optimizer.schedule=manual",
+        "optimizer.warmup=1 step",
         "optimizer.clip_norm=null",
     ]
     config = load(write("run.yaml", text), overrides, sections)
@@ -331,7 +333,7 @@ def test_two_units_by_overrides_are_contradictory(write):
         ("train.Keep", "3", "unknown key; did you mean train.keep?"),
         ("train.warmup", "3 steps", "unknown key; did you mean optimizer.warmup?"),
         ("model.learning_rat", "3", "unknown key; did you mean optimizer.learning_rate?"),
-        ("eval.zzz", "3", "unknown key; valid here: batch_size, split"),
+        ("eval.zzz", "3", "unknown key; valid here: batch_size"),
         ("1", "3", "unknown key"),
         ("_base_", "x.yaml", "unknown key"),
         ("seed", "1.5", "expected a whole number, got 1.5"),
@@ -498,7 +500,14 @@ def test_what_is_written_loads_back_to_the_same_configuration(
     raw = {
         **yaml.safe_load(GOOD),
         "train": {"batch_size": 4, "duration": duration.as_mapping(), "best_metric": metric, "save_every": None},
-        "optimizer": {"learning_rate": rate, "epsilon": epsilon, "multipliers": names, "decay_steps": [7]},
+        "optimizer": {
+            "learning_rate": rate,
+            "epsilon": epsilon,
+            "multipliers": names,
+            "decay_steps": [7],
+            "schedule": "manual",
+            "warmup": {"epochs": 1e-9},
+        },
         "data": {"folder": str(folder), "free": free},
         "target": {"metric": metric, "value": list(names.values()), "source": metric},
     }

@@ -85,7 +85,7 @@ def test_the_tool_runs_unchanged_under_the_launcher_and_resumes(small_vcr, tmp_p
     assert result.returncode == 0, result.stdout[-2000:]
     assert (output / "checkpoints" / "latest").read_text().strip() == "step-00000004"
     result = run_tool("train", *arguments, "--resume", "auto")
-    assert result.returncode == 2 and "2 process(es)" in result.stderr
+    assert result.returncode == 2 and "processes was 2 and is 1" in result.stderr
     result = run_tool("eval", *arguments, launch=2, logs=str(tmp_path / "logs2"))
     assert result.returncode == 0, result.stdout[-2000:]
     assert "examples 42" in result.stdout

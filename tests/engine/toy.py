@@ -70,6 +70,7 @@ def collate(samples: list[dict]) -> dict:
 
 class ToyTask:
     metric = "score"
+    metric_names = ("score",)
     sections = {"model": ToyModelOptions, "data": ToyDataOptions}
 
     def __init__(self, config: RunConfig) -> None:
@@ -78,10 +79,15 @@ class ToyTask:
         self.model = ToyModel(config.model.dropout)
 
     def train_set(self) -> TrainSet:
-        return TrainSet(ToyData(self.config.data), collate, (self.config.data.size,))
+        return TrainSet(ToyData(self.config.data), collate, (self.config.data.size,), self.config.data.size)
 
     def eval_set(self, split: str) -> EvalSet:
-        return EvalSet(ToyData(self.config.data), collate, [(0, 0, index) for index in range(self.config.data.size)])
+        return EvalSet(
+            ToyData(self.config.data),
+            collate,
+            [(0, 0, index) for index in range(self.config.data.size)],
+            self.config.data.size,
+        )
 
     def counts(self, batch: dict) -> dict[str, float]:
         return {"squared": float(batch["features"].shape[0])}
