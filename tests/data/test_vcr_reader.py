@@ -383,3 +383,11 @@ def test_samples_do_not_depend_on_workers_or_order(tokenizer: WordPieceTokenizer
     assert len(alone) == 6
     assert load(dataset, workers=2) == alone
     assert load(dataset, workers=2, order=[7, 2, 5, 0, 4, 1, 3, 6]) == alone
+
+
+def test_recorded_names_can_be_kept_for_several_splits(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps({"train": [[["Bo"]]], "val": [[["Al"], ["Cy"]]]}))
+    assert NameDraws.from_recorded(path, "val").draw(0, "val", 2, 1, ["person"]) == ["Cy"]
+    with pytest.raises(UserError, match="no names for the split test; it has train, val"):
+        NameDraws.from_recorded(path, "test")

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
-from ernie_vil.engine import checkpoint
+from ernie_vil.engine import checkpoint, run_state
 from ernie_vil.engine.distributed import Processes
 from ernie_vil.engine.trainer import Trainer
 from ernie_vil.errors import UserError
@@ -179,3 +180,111 @@ def test_half_precision_on_a_cpu_and_too_small_batches_are_refused(tmp_path):
         train(tmp_path, "train.precision=bf16")
     with pytest.raises(UserError, match="is not among"):
         train(tmp_path, "train.best_metric=accuracy")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("train.batch_size=4", "train.batch_size was 8 and is 4"),
+        ("train.accumulate=2", "train.accumulate was 1 and is 2"),
+        ("data.size=20", r"examples of each part was \[22\] and is \[20\]"),
+        ("seed=5", "seed was 0 and is 5"),
+        ("train.duration={steps: 1}", "1 steps, but .* is at step 4"),
+    ],
+)
+def test_a_run_whose_steps_would_have_other_examples_is_not_continued(tmp_path, change, words):
+    train(tmp_path, "train.duration={steps: 4}")
+    with pytest.raises(UserError, match=words):
+        train(tmp_path, change, resume="auto")
+
+
+def test_other_changes_of_the_config_are_said(tmp_path, capsys):
+    train(tmp_path, "train.duration={steps: 4}")
+    train(tmp_path, "optimizer.learning_rate=0.5", "train.duration={steps: 4}", resume="auto")
+    assert "the config differs" in capsys.readouterr().out.replace("\n", " ")
+    train(tmp_path, "train.duration={steps: 4}", resume="auto")
+    assert "optimizer.learning_rate" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"position": 3}', "nonsense"])
+def test_a_trainer_file_with_other_contents_is_named(tmp_path, text):
+    train(tmp_path, "train.duration={steps: 4}")
+    (checkpoint.follow(tmp_path / "out", "latest") / "trainer.json").write_text(text)
+    with pytest.raises(UserError, match=r"trainer\.json"):
+        train(tmp_path, resume="auto")
+
+
+def test_an_optimizer_state_of_other_shapes_is_named(tmp_path):
+    from ernie_vil import pickles
+
+    train(tmp_path, "train.duration={steps: 4}")
+    path = checkpoint.follow(tmp_path / "out", "latest") / "optimizer.pdopt"
+    state = {key: paddle.to_tensor(value) for key, value in pickles.load_state(path).items()}
+    state["linear.weight/moment1"] = paddle.zeros([7])
+    paddle.save(state, str(path))
+    with pytest.raises(UserError, match=r"optimizer\.pdopt.*linear\.weight/moment1"):
+        train(tmp_path, resume="auto")
+
+
+def test_the_state_of_the_loss_scaler_comes_back(tmp_path):
+    """The scaler works on accelerators only; here its state alone is carried through a checkpoint."""
+    config = toy_config(tmp_path, "train.duration={steps: 4}")
+    trainer = Trainer(config, ToyTask(config), Processes())
+    trainer.plan()
+    trainer.scaler._enable = True
+    trainer.scaler.load_state_dict({
+        "scale": np.array([4096.0], dtype=np.float32), "incr_ratio": 2.0, "decr_ratio": 0.5, "incr_every_n_steps": 2000,
+        "decr_every_n_nan_or_inf": 1, "incr_count": 17, "decr_count": 0, "use_dynamic_loss_scaling": True,
+    })  # fmt: skip
+    folder = checkpoint.save(tmp_path / "out", 0, lambda temporary: run_state.write(trainer, temporary, [{}]))
+    again = Trainer(config, ToyTask(config), Processes())
+    again.plan()
+    again.scaler._enable = True
+    run_state.restore(again, folder)
+    want, got = trainer.scaler.state_dict(), again.scaler.state_dict()
+    assert float(got.pop("scale")[0]) == float(want.pop("scale")[0]) == 4096.0
+    assert got == want and got["incr_count"] == 17
+
+
+def test_mistakes_that_would_cost_the_training_are_found_before_it(tmp_path):
+    class NoValidation(ToyTask):
+        def eval_set(self, split):
+            raise UserError("val.txt: is empty")
+
+    config = toy_config(tmp_path)
+    with pytest.raises(UserError, match="val.txt"):
+        Trainer(config, NoValidation(config), Processes()).fit()
+    with pytest.raises(UserError, match="more than the 7 of"):
+        train(tmp_path, "optimizer.warmup={epochs: 9}", "optimizer.schedule=linear")
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_an_evaluation_that_fails_does_not_cost_what_was_trained(tmp_path):
+    class FailsLater(ToyTask):
+        def predict(self, batch):
+            raise UserError("the disk with the pictures is gone")
+
+    config = toy_config(tmp_path, "train.save_every=null", "train.eval_every={steps: 3}")
+    with pytest.raises(UserError, match="pictures"):
+        Trainer(config, FailsLater(config), Processes()).fit()
+    assert checkpoint.follow(tmp_path / "out", "latest").name == "step-00000003"
+    trainer, _ = train(tmp_path, resume="auto")
+    assert trainer.step == 7
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path):
+    class Undefined(ToyTask):
+        def metrics(self, records):
+            return {"score": float("nan")}
+
+    config = toy_config(tmp_path)
+    trainer = Trainer(config, Undefined(config), Processes())
+    trainer.fit()
+    assert trainer.best is None and checkpoint.follow(tmp_path / "out", "best") is None
+
+
+def test_a_finished_run_that_is_resumed_writes_nothing_more(tmp_path):
+    train(tmp_path)
+    before = (tmp_path / "out" / "metrics.jsonl").read_text()
+    _, metrics = train(tmp_path, resume="auto")
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == before and "score" in metrics

@@ -284,3 +284,75 @@ def test_preflight_reports_all_faults_and_passes_good_runs(data):
     assert result.returncode == 2 and "Traceback" not in result.stderr
     for word in ("train.jsonl:3", "val.jsonl", "memory"):
         assert word in result.stderr, word
+
+
+def test_the_skip_budget_is_a_share_of_the_questions(data):
+    """Questions of bad pictures fail in both parts; each counts once, of 60 questions."""
+    lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    images = sorted({int(line["img_id"].split("-")[1]) for line in lines})[:5]
+    lost = sum(int(line["img_id"].split("-")[1]) in images for line in lines) / len(lines)
+    for image in images:
+        put(data / "features.lmdb", str(image), b"garbage")
+    epoch = "train.duration={epochs: 1}"
+    code, _, stderr = train(data, epoch, f"data.max_skip_ratio={lost + 0.001}")
+    assert code == 0, stderr
+    shutil.rmtree(data.parent / "out")
+    refuses(data, "max_skip_ratio", overrides=(epoch, f"data.max_skip_ratio={lost - 0.001}"))
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("model.overrides.hidden_dropout=0.5", ("hidden_dropout", "hidden_dropout_prob")),
+        ("model.overrides.feature_size=-3", ("feature_size", "positive")),
+        ("train.best_metric=q_a_loss", ("train.best_metric", "q_ar")),
+        ("data.names=TABLE", ("names.csv:2", "no name")),
+        ("data.max_rationale_length=97", ("max_position_embeddings", "96")),
+    ],
+)
+def test_values_that_cannot_be_meant(data, override, words):
+    (data / "names.csv").write_text("name,id\nBo,1\n")
+    refuses(data, *words, overrides=(override.replace("TABLE", str(data / "names.csv")),))
+
+
+@pytest.mark.parametrize("line", ['{"img_id": "train-' + "9" * 5000 + '"}', "[" * 100_000, "\ufeff{}", '"text"'])
+def test_lines_made_to_break_a_reader_are_bad_records(data, line):
+    edit_line(data / "train.jsonl", 1, line)
+    skips(data, "train.jsonl:1")
+
+
+def test_a_shuffled_vocabulary_is_not_the_one_of_the_weights(data, tmp_path):
+    code, _, stderr = train(data)
+    assert code == 0, stderr
+    tokens = (data / "vocab.txt").read_text().split()
+    (data / "vocab.txt").write_text("\n".join([*tokens[:20], *reversed(tokens[20:])]) + "\n")
+    result = run_tool("eval", *vcr_arguments(data, tmp_path / "out"))
+    assert result.returncode == 2 and "vocab.txt" in result.stderr and "lies with the weights" in result.stderr
+
+
+def test_places_that_cannot_be_written(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = str(tmp_path / "file" / "out")
+    cases = [
+        ("train", *vcr_arguments(data, below, *SHORT)),
+        ("check", *vcr_arguments(data, below, *SHORT)),
+        ("predict", *vcr_arguments(data, tmp_path / "out"), "--out", str(tmp_path)),
+        ("predict", *vcr_arguments(data, tmp_path / "out"), "--out", str(tmp_path / "file" / "x.csv")),
+        ("convert_weights", "--from", "ernie-vil-fluid", "--src", str(DATA / "tiny_release"), "--out", below),
+    ]
+    for command in cases:
+        result = run_tool(*command)
+        assert result.returncode == 2 and "Traceback" not in result.stderr, (command, result.stderr)
+        assert str(tmp_path) in result.stderr
+
+
+def test_a_split_without_labels_is_predicted_not_evaluated(data, tmp_path):
+    code, _, stderr = train(data)
+    assert code == 0, stderr
+    result = run_tool("eval", *vcr_arguments(data, tmp_path / "out"), "--split", "test")
+    assert result.returncode == 2 and "predict.py" in result.stderr
+    result = run_tool("predict", *vcr_arguments(data, tmp_path / "out"), "--out", str(tmp_path / "test.csv"))
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "test.csv").read_text().splitlines()) == 1 + len(
+        (data / "test.jsonl").read_text().splitlines()
+    )
