@@ -246,4 +246,5 @@ def load(
 
 def to_yaml(config: RunConfig) -> str:
     """The configuration with every default written out, as YAML text that :func:`load` reads back to an equal one."""
-    return yaml.safe_dump(config.raw, sort_keys=False, allow_unicode=True)
+    # Other than ASCII is escaped: PyYAML writes U+0085 as it is and reads it back as a blank.
+    return yaml.safe_dump(config.raw, sort_keys=False)
