@@ -30,7 +30,7 @@ def evaluate(argv: Optional[Sequence[str]]) -> None:
     metrics, _ = evaluation.evaluate(config, task(config, (arguments.split,), trained=True), arguments.split, processes)
     if processes.main:
         print("  ".join(f"{name} {show(value)}" for name, value in metrics.items()))
-        if config.target is not None:
+        if config.target is not None and not arguments.mini:
             print(f"published: {config.target.metric} {config.target.value} ({config.target.source})")
         if arguments.json:
             cli.write_json(arguments.json, metrics)

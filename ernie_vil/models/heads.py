@@ -77,13 +77,14 @@ def choice_loss(scores: Tensor, labels: Tensor, choices: int = 4) -> Tensor:
 
     Trained with the sigmoid and evaluated with the softmax over the choices, as the original does.
     """
-    targets = F.one_hot(labels, choices).reshape([-1, 1]).astype(scores.dtype)
-    return F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
+    targets = F.one_hot(labels, choices).reshape([-1, 1]).astype("float32")
+    # In float32 also under mixed precision: a sum over a batch does not fit half precision.
+    return F.binary_cross_entropy_with_logits(scores.astype("float32"), targets, reduction="sum")
 
 
 def answer_loss(logits: Tensor, soft_targets: Tensor) -> Tensor:
     """VQA: sigmoid cross entropy with soft targets, summed over classes and rows. Both ``[B, classes]``."""
-    return F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits.astype("float32"), soft_targets, reduction="sum")
 
 
 def region_loss(logits: Tensor, targets: Tensor, region_mask: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def region_loss(logits: Tensor, targets: Tensor, region_mask: Tensor) -> Tensor:
 
     The original divides by the number of valid regions and multiplies by its batch-size argument.
     """
-    return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * region_mask).sum()
+    return (F.binary_cross_entropy_with_logits(logits.astype("float32"), targets, reduction="none") * region_mask).sum()
 
 
 def circle_loss(positive: Tensor, negative: Tensor, margin: float, scale: float) -> Tensor:
@@ -113,7 +114,7 @@ def retrieval_loss(scores: Tensor, margin: float, scale: float) -> Tensor:
 
     The first half of the ``k`` negatives are other images, the second half other captions.
     """
-    similarity = F.sigmoid(scores)
+    similarity = F.sigmoid(scores.astype("float32"))
     middle = (scores.shape[1] + 1) // 2
     positive, images, captions = similarity[:, :1], similarity[:, 1:middle], similarity[:, middle:]
     both = circle_loss(positive, captions, margin, scale) + circle_loss(positive, images, margin, scale)
