@@ -209,6 +209,8 @@ def load(
     layer = read_layer(Path(path), (), faults)
     complete = not faults
     small = layer.values.pop("mini", None)
+    if mini and small is None and complete:
+        faults.append(f"{path}: mini: missing; without it there is no miniature run of this config")
     if small is not None and not isinstance(small, dict):
         faults.append(f"{layer.origins[('mini',)]}: mini: expected a mapping of keys to values")
     origins = {key[1:]: f"{source} (mini)" for key, source in layer.origins.items() if key[0] == "mini" and key[1:]}

@@ -68,7 +68,7 @@ def manual(schedule: Schedule, step: int) -> float:
 
 
 def cosine(schedule: Schedule, step: int) -> float:
-    """After the warm-up half a cosine from the full rate to ``final_ratio`` of it at the last step."""
+    """After the warm-up half a cosine from the full rate to ``final_ratio`` of it where the training ends."""
     warmup = _warmup(schedule, step)
     if warmup is not None:
         return warmup

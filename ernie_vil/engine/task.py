@@ -48,9 +48,23 @@ class Task(Protocol):
     So micro-batches and processes of unequal size still give the gradient of the global batch.
     """
 
+    sections: Mapping[str, type]  # schemas of the config's sections "model" and "data"
+    splits: Sequence[str]
+    unlabelled: Sequence[str]  # splits that can be predicted but not evaluated
     model: nn.Layer
     metric: str  # the evaluation metric that "best" follows
     metric_names: Sequence[str]  # the metrics that it may follow instead: larger is better
+
+    @staticmethod
+    def mini_data() -> dict[str, Any]:
+        """The section "data" of a miniature run; makes the data on first use."""
+
+    @staticmethod
+    def missing_files(files: Any, splits: Sequence[str]) -> list[str]:
+        """A message for each file that work on ``splits`` needs and that is not there."""
+
+    def largest_batch(self, examples: int) -> tuple[int, int, int]:
+        """Texts, tokens and regions of the largest batch that so many examples can make."""
 
     def train_set(self) -> TrainSet: ...
 
@@ -67,6 +81,9 @@ class Task(Protocol):
 
     def metrics(self, records: list[dict]) -> dict[str, float]:
         """Numbers over all records of a split, which come in the split's order."""
+
+    def write_predictions(self, records: list[dict], split: str, path: Path) -> None:
+        """Write the official result file of a split."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a model folder that ``from_pretrained`` opens."""

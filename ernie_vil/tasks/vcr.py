@@ -85,7 +85,7 @@ class VcrTask:
             )
 
     @staticmethod
-    def mini_data(seed: int = 0) -> dict[str, Any]:
+    def mini_data() -> dict[str, Any]:
         """The ``data`` section of a miniature run; the data are made on first use."""
         folder = mini_vcr()
         return {

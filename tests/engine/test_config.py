@@ -404,7 +404,7 @@ def test_missing_files_are_answered_with_what_is_there(write):
 
 
 def test_a_default_path_must_exist_too_but_not_in_a_miniature_run(write, tmp_path):
-    path = write("run.yaml", GOOD)
+    path = write("run.yaml", GOOD + "mini: {seed: 1}\n")
     (tmp_path / "here").rmdir()
     assert only_fault(path).startswith("run.yaml: data.folder: no such file or folder: 'here'; . holds run.yaml")
     assert load(path, [], sections, mini=True).data.folder == "here"
@@ -563,3 +563,8 @@ def test_schemas_with_undocumented_or_impossible_fields_are_refused():
     with pytest.raises(TypeError, match="no field type of a schema"):
         describe(Impossible)
     assert len(describe(RunOptions)) > 1000
+
+
+def test_a_miniature_run_of_a_config_without_one_is_refused(write):
+    with pytest.raises(ConfigError, match="mini: missing"):
+        load(write("run.yaml", GOOD), [], sections, mini=True)
