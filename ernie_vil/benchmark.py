@@ -79,7 +79,7 @@ def benchmark(trainer: Trainer, steps: int, say: Callable[[str], None] = print) 
     figures["eval_peak_memory_gb"] = peak_memory() / 1e9
     say(f"evaluation: peak memory {figures['eval_peak_memory_gb']:.2f} GB")
 
-    figures["data_seconds"] = seconds_of_data_path(trainer, batch_size)
+    figures["data_seconds"] = seconds_of_data_path(trainer)
     source = trainer.micro_batches()
     first = next(source)
     trainer.train_step(first)
@@ -102,7 +102,7 @@ def benchmark(trainer: Trainer, steps: int, say: Callable[[str], None] = print) 
     return figures
 
 
-def seconds_of_data_path(trainer: Trainer, batch_size: int, batches: int = 8) -> float:
+def seconds_of_data_path(trainer: Trainer, batches: int = 8) -> float:
     """Seconds to read, decode, tokenize and put together a batch in the calling process, without the model."""
     count = min(batches, len(trainer.batches))
     loader = make_loader(

@@ -81,7 +81,6 @@ def vocabulary_beside(weights: Optional[str]) -> Optional[Path]:
         return None
     kind, _, path = weights.partition(":")
     folder = Path(path if kind in (*FORMATS, *TEXT_ENCODERS) and path else weights)
-    for candidate in (folder / "vocab.txt", folder.parent / "vocab.txt"):
-        if candidate.is_file():
-            return candidate
-    return None
+    # A release keeps it beside its folder of parameters; what lies beside another folder belongs to something else.
+    places = [folder, folder.parent] if kind in FORMATS and path else [folder]
+    return next((place / "vocab.txt" for place in places if (place / "vocab.txt").is_file()), None)

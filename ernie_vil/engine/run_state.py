@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
 import paddle
+import yaml
 
 from ernie_vil.engine import checkpoint
 from ernie_vil.engine.config import to_yaml
@@ -87,8 +88,6 @@ def restore(trainer: Trainer, folder: Path) -> None:
 
 def changed_keys(folder: Path, raw: Mapping[str, Any]) -> list[str]:
     """Dotted keys of the config that differ from those of a checkpoint, where it can be read."""
-    import yaml
-
     try:
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -42,6 +42,7 @@ class Trainer:
         self.output = Path(config.output)
         self.metric = config.train.best_metric or task.metric
         self.step, self.best, self.window = 0, None, Window()
+        self.total_steps: int | None = None
         self.log = RunLog(self.output, 0, silent=True)
         check_precision(config)
 
@@ -170,7 +171,7 @@ class Trainer:
             duration,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=self.config.train.batch_size,
-            total_steps=getattr(self, "total_steps", None),
+            total_steps=self.total_steps,
         )
 
     def micro_batches(self) -> Iterator[list[dict]]:

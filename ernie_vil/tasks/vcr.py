@@ -52,6 +52,7 @@ class VcrTask:
         wrong with vocabulary or weights.
         """
         self.config, self.options, self.files = config, config.model, config.data
+        self._datasets: dict[str, VcrDataset] = {}
         missing = [] if splits is None else self.missing_files(config.data, splits)
         if missing:
             raise UserError("\n  ".join(["data are missing:", *missing]))
@@ -136,6 +137,12 @@ class VcrTask:
         return EvalSet(dataset, collate_vcr, keys, len(dataset.file) + len(dataset.file.skipped), dataset.file.skipped)
 
     def dataset(self, split: str) -> VcrDataset:
+        """The questions of a split; its file is read through once, when it is first asked for."""
+        if split not in self._datasets:
+            self._datasets[split] = self._open_dataset(split)
+        return self._datasets[split]
+
+    def _open_dataset(self, split: str) -> VcrDataset:
         names = (
             NameDraws.from_recorded(self.files.recorded_names, split)
             if self.files.recorded_names
