@@ -41,22 +41,27 @@ def load_config(arguments: argparse.Namespace, extra: Sequence[str] = ()) -> tup
         print("MINIATURE RUN: a small model on made-up pictures; its figures say nothing about the paper's.")
         overrides += [f"data.{key}={json.dumps(value)}" for key, value in task.mini_data().items()]
     config = load(arguments.config, [*overrides, *arguments.override], sections, mini=arguments.mini)
-    return config, TASKS[config.task]
+    return with_weights(config, config.model.weights), TASKS[config.task]
+
+
+def with_weights(config: Any, weights: Optional[str]) -> Any:
+    """The config with these initial weights; of a run's output folder, those of its best checkpoint."""
+    from ernie_vil.engine.checkpoint import find_model
+
+    if weights is not None and (":" not in weights or Path(weights).exists()):
+        weights = str(find_model(Path(weights)))
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights))
 
 
 def load_trained(arguments: argparse.Namespace) -> tuple[Any, type]:
     """Like :func:`load_config`, with the weights that ``-w`` names (by default the run's own best checkpoint)."""
     config, task = load_config(arguments)
-    from ernie_vil.engine.checkpoint import find_model
-
     check_splits([arguments.split], task)
 
     weights = arguments.weights or config.output
     if arguments.weights is None and not Path(weights, "checkpoints").is_dir():
         raise UserError(f"{weights}: this run has no checkpoint yet; train it first or name weights with -w")
-    if ":" not in weights or Path(weights).exists():
-        weights = str(find_model(Path(weights)))
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights)), task
+    return with_weights(config, weights), task
 
 
 def check_splits(splits: Sequence[str], task: type) -> None:

@@ -56,7 +56,7 @@ def preflight(config: RunConfig, task: type, splits: Sequence[str] = ("train", "
     report.look(open_model)
     if run is not None:
         for split in splits:
-            if Path(getattr(config.data, split)).is_file():
+            if not task.missing_files(config.data, (split,)):
                 report.look(lambda split=split: read_samples(run, split))
         report.look(lambda: check_memory(config, run))
     report.look(lambda: check_disk(config, run))

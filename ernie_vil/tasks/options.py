@@ -20,7 +20,7 @@ class ModelOptions:
     )
     weights: Optional[str] = option(
         None,
-        "initial weights: a model folder or checkpoint, ernie-vil-fluid:PATH (released folder), ernie:PATH or "
+        "initial weights: a model folder, a checkpoint or a run's output folder (its best checkpoint), ernie-vil-fluid:PATH (released folder), ernie:PATH or "
         "bert:PATH (PaddleNLP encoder for the text stream); null starts from scratch",
     )
     overrides: Dict[str, Any] = option(

@@ -5,7 +5,6 @@ Source: Zellers et al., CVPR 2019; ERNIE-ViL paper, section 4.2; the original's 
 
 from __future__ import annotations
 
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
@@ -16,15 +15,14 @@ from paddle import Tensor
 from ernie_vil.data.mini_vcr import mini_vcr
 from ernie_vil.data.names import NameDraws
 from ernie_vil.data.regions import check_fingerprints, open_store
-from ernie_vil.data.tokenizer import WordPieceTokenizer, check_same_vocabulary, check_vocabulary
+from ernie_vil.data.tokenizer import WordPieceTokenizer
 from ernie_vil.data.vcr import CHOICES, Q_TO_A, QA_TO_R, VcrDataset, VcrFile, collate_vcr, missing_file_message
 from ernie_vil.engine.config import RunConfig
 from ernie_vil.engine.task import EvalSet, TrainSet
-from ernie_vil.errors import UserError
 from ernie_vil.models.heads import ChoiceHead, choice_loss, match_vector
+from ernie_vil.tasks.opening import check_length, missing_stores, open_model, raise_missing, save_model, vocabulary_path
 from ernie_vil.tasks.vcr_options import FEATURES_HINT, VcrDataOptions, VcrModelOptions
 from ernie_vil.tasks.vcr_results import vcr_metrics, write_leaderboard
-from ernie_vil.zoo import create_model, vocabulary_beside
 
 PARTS = ("qa", "qar")
 
@@ -53,37 +51,19 @@ class VcrTask:
         """
         self.config, self.options, self.files = config, config.model, config.data
         self._datasets: dict[str, VcrDataset] = {}
-        missing = [] if splits is None else self.missing_files(config.data, splits)
-        if missing:
-            raise UserError("\n  ".join(["data are missing:", *missing]))
-        self.tokenizer = WordPieceTokenizer.from_file(self._vocabulary())
-        overrides = dict(self.options.overrides)
-        if self.options.weights is None:
-            overrides.setdefault("vocab_size", len(self.tokenizer))
+        raise_missing([] if splits is None else self.missing_files(config.data, splits))
+        self.vocabulary = vocabulary_path(self.options, self.files)
+        self.tokenizer = WordPieceTokenizer.from_file(self.vocabulary)
         heads = dict.fromkeys((self.options.answer_head, self.options.rationale_head))
-        paddle.seed(config.seed)
-        self.model = create_model(
-            self.options.name,
-            self.options.weights,
-            heads=lambda model_config: {name: ChoiceHead(model_config) for name in heads},
-            overrides=overrides,
+        self.model = open_model(
+            config,
+            self.tokenizer,
+            lambda model_config: {name: ChoiceHead(model_config) for name in heads},
+            trained,
+            " (model.answer_head and model.rationale_head name the heads that are looked for)",
         )
-        if trained and self.model.account.fresh:
-            raise UserError(
-                f"{self.options.weights}: lacks {', '.join(self.model.account.fresh)}; these weights were not trained "
-                "for this task (model.answer_head and model.rationale_head name the heads that are looked for)"
-            )
-        model_config = self.model.config
-        check_vocabulary(self.tokenizer, model_config.vocab_size, self.options.weights or "the model")
-        beside = vocabulary_beside(self.options.weights)
-        if beside and self.files.vocab:
-            check_same_vocabulary(self._vocabulary(), beside)
         longest = max(self.files.max_answer_length, self.files.max_rationale_length)
-        if longest > model_config.max_position_embeddings:
-            raise UserError(
-                f"data.max_answer_length, data.max_rationale_length: sequences of {longest} tokens, but the model has "
-                f"{model_config.max_position_embeddings} positions (max_position_embeddings)"
-            )
+        check_length("data.max_answer_length, data.max_rationale_length", longest, self.model)
 
     @staticmethod
     def mini_data() -> dict[str, Any]:
@@ -104,10 +84,8 @@ class VcrTask:
             for split in splits
             if not Path(getattr(files, split)).is_file()
         ]
-        for key in ("features", "gt_features"):
-            path = getattr(files, key)
-            if path and not Path(path).is_dir():
-                faults.append(f"data.{key}: {path}: no such folder; {FEATURES_HINT}, or try --mini")
+        stores = ((f"data.{key}", getattr(files, key)) for key in ("features", "gt_features"))
+        faults += missing_stores(stores, FEATURES_HINT)
         for key in ("vocab", "names", "recorded_names"):
             path = getattr(files, key)
             if path and not Path(path).is_file():
@@ -206,14 +184,4 @@ class VcrTask:
         write_leaderboard(records, lambda question: file[question].annot_id, path)
 
     def save_pretrained(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-        shutil.copyfile(self._vocabulary(), folder / "vocab.txt")
-
-    def _vocabulary(self) -> Path:
-        path = self.files.vocab or vocabulary_beside(self.options.weights)
-        if path is None:
-            raise UserError(
-                "data.vocab: not given, and there is no vocab.txt with model.weights; give the vocabulary that belongs "
-                "to the weights (the released models: 30,522 lower-case entries, vocab.txt in their folder)"
-            )
-        return Path(path)
+        save_model(self.model, self.vocabulary, folder)
