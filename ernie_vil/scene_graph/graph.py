@@ -1,4 +1,4 @@
-"""The scene graph of a caption w: objects O(w), attribute pairs K(w) and relation triplets E(w) (paper, section 3.1)."""
+"""The scene graph of a caption w: objects O(w), attributes K(w), relations E(w) (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class SceneGraph:
             ends = [place for span in node.spans for place in span]
             apart = all(ends[i] < ends[i + 1] for i in range(len(ends) - 1))
             if not ends or not apart or ends[0] < 0 or ends[-1] > len(self.caption):
-                raise BadRecord(f"{where}: node {node.words!r} has spans {node.spans} in a caption of {len(self.caption)}")
+                raise BadRecord(
+                    f"{where}: node {node.words!r} has spans {node.spans} in {len(self.caption)} characters"
+                )
             words = " ".join(self.caption[start:end] for start, end in node.spans)
             if words != node.words:
                 raise BadRecord(f"{where}: node {node.words!r} has spans that read {words!r}; is it another caption's?")

@@ -20,8 +20,9 @@ class ModelOptions:
     )
     weights: Optional[str] = option(
         None,
-        "initial weights: a model folder, a checkpoint or a run's output folder (its best checkpoint), ernie-vil-fluid:PATH (released folder), ernie:PATH or "
-        "bert:PATH (PaddleNLP encoder for the text stream); null starts from scratch",
+        "initial weights: a model folder, a checkpoint, a run's output folder (its best checkpoint), "
+        "ernie-vil-fluid:PATH (released folder), ernie:PATH or bert:PATH (PaddleNLP encoder for the text stream); null "
+        "starts from scratch",
     )
     overrides: Dict[str, Any] = option(
         {}, "values that replace those of the model's configuration, such as hidden_dropout_prob or feature_size"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
-import paddle
 from paddle import Tensor
 
 from ernie_vil.data.mini_captions import mini_captions
@@ -107,8 +106,8 @@ class PretrainTask:
                 where = f"data.{split}.{number}"
                 if not Path(source.captions).is_file():
                     faults.append(
-                        f"{where}.captions: {source.captions}: no such file; tools/parse_scene_graphs.py writes it from "
-                        "captions (README, section Pre-training), or try --mini"
+                        f"{where}.captions: {source.captions}: no such file; tools/parse_scene_graphs.py writes it "
+                        "from captions (README, section Pre-training), or try --mini"
                     )
                 stores = (("features", source.features), ("gt_features", source.gt_features))
                 faults += missing_stores((f"{where}.{key}", path) for key, path in stores)
