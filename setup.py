@@ -10,6 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ernie_vil" / "__init__.py"
 
 # PaddleNLP 2.8 imports neither with huggingface_hub 1.x nor with aistudio-sdk 0.3.
 PADDLENLP = ["paddlenlp>=2.8.1,<3.1", "aistudio-sdk>=0.1.3,<0.3", "huggingface_hub>=0.19.2,<1.0", "pyarrow<26"]
+# The index's sng_parser is another project; SceneGraphParser imports as sng_parser.
+SCENE_GRAPH = ["SceneGraphParser==0.1.0", "spacy>=3.7,<3.9"]
 
 setup(
     name="ernie-vil-paddle",
@@ -19,7 +21,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ernie_vil", "ernie_vil.*"]),
-    package_data={"ernie_vil.data": ["*.csv"]},
+    package_data={
+        "ernie_vil.data": ["*.csv"],
+        "ernie_vil.scene_graph": ["pipeline/*", "pipeline/*/*", "pipeline/*/*/*"],
+    },
     python_requires=">=3.9,<3.13",
     install_requires=[
         "paddlepaddle>=3.0.0,<3.4",
@@ -34,7 +39,8 @@ setup(
     ],
     extras_require={
         "nlp": PADDLENLP,
-        "test": [*PADDLENLP, "pytest>=7", "hypothesis>=6", "ruff>=0.4"],
+        "scene-graph": SCENE_GRAPH,
+        "test": [*PADDLENLP, *SCENE_GRAPH, "pytest>=7", "hypothesis>=6", "ruff>=0.4"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -276,10 +276,10 @@ def plain(value: Any) -> Any:
     return [plain(child) for child in value] if isinstance(value, (list, tuple)) else value
 
 
-def describe(schema: type) -> str:
-    """A Markdown table of every key of a schema: dotted key, type, default, meaning."""
+def describe(schema: type, prefix: str = "") -> str:
+    """A Markdown table of every key of a schema: dotted key (after ``prefix``), type, default, meaning."""
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, hint, entry in keys_of(schema):
+    for name, hint, entry in keys_of(schema, prefix):
         choices = entry.metadata["choices"]
         kind = f"one of {', '.join(map(str, choices))}" if choices else _type_name(hint)
         for bound, (words, _) in _BOUNDS.items():

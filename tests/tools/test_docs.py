@@ -14,7 +14,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "_base_"
 
 
 def test_the_list_of_keys_is_current():
-    result = run_tool("describe_config", "vcr")
+    result = run_tool("describe_config")
     assert result.returncode == 0, result.stderr
     assert result.stdout == (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
 
