@@ -40,7 +40,7 @@ setup(
     extras_require={
         "nlp": PADDLENLP,
         "scene-graph": SCENE_GRAPH,
-        "test": [*PADDLENLP, *SCENE_GRAPH, "pytest>=7", "hypothesis>=6", "ruff>=0.4"],
+        "test": [*PADDLENLP, *SCENE_GRAPH, "spacy-lookups-data>=1.0.5,<2", "pytest>=7", "hypothesis>=6", "ruff>=0.4"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

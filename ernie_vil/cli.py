@@ -107,7 +107,7 @@ def main(program: Callable[[Optional[Sequence[str]]], Any]) -> NoReturn:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; a training run continues with --resume auto", file=sys.stderr)
+        print("interrupted; training continues with --resume auto, parsing with --resume", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 

@@ -56,13 +56,45 @@ def small_vcr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small set of miniature captions: 48 pictures to train on, 20 for validation, two captions each."""
+    from ernie_vil.data.mini_captions import build_mini_captions
+
+    folder = tmp_path_factory.mktemp("small") / "captions"
+    build_mini_captions(folder, seed=5, train_images=48, val_images=20)
+    return folder
+
+
+TINY_MODEL = (
+    "{feature_size: 80, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 96, v_hidden_size: 16, "
+    "v_num_attention_heads: 2, v_intermediate_size: 16, co_hidden_size: 16, co_num_attention_heads: 2, "
+    "t_biattention_id: [1], v_biattention_id: [0]}"
+)
+
+
+def pretrain_arguments(folder: Path, output: Path, *overrides: str) -> list[str]:
+    """Arguments of a tool for a run of ``configs/pretrain.yaml`` on captions in ``folder``, with a tiny model."""
+    features = json.dumps(str(folder / "features.lmdb"))
+    return [
+        "-c",
+        str(ROOT / "configs" / "pretrain.yaml"),
+        "-o",
+        *(
+            f'data.{split}=[{{captions: {json.dumps(str(folder / split))[:-1]}.jsonl", features: {features}}}]'
+            for split in ("train", "val")
+        ),
+        f"data.vocab={folder / 'vocab.txt'}",
+        f"output={output}",
+        f"model.overrides={TINY_MODEL}",
+        "model.region_classes=11",
+        "optimizer.warmup={steps: 2}",
+        *overrides,
+    ]
+
+
 def vcr_arguments(folder: Path, output: Path, *overrides: str) -> list[str]:
     """Arguments of a tool for a run of ``configs/vcr.yaml`` on data in ``folder``, with a tiny model."""
-    sizes = (
-        "{feature_size: 80, hidden_size: 16, num_attention_heads: 2, max_position_embeddings: 96, v_hidden_size: 16, "
-        "v_num_attention_heads: 2, v_intermediate_size: 16, co_hidden_size: 16, co_num_attention_heads: 2, "
-        "t_biattention_id: [1], v_biattention_id: [0]}"
-    )
     return [
         "-c",
         str(ROOT / "configs" / "vcr.yaml"),
@@ -72,7 +104,7 @@ def vcr_arguments(folder: Path, output: Path, *overrides: str) -> list[str]:
         f"data.gt_features={folder / 'gt_features.lmdb'}",
         f"data.vocab={folder / 'vocab.txt'}",
         f"output={output}",
-        f"model.overrides={sizes}",
+        f"model.overrides={TINY_MODEL}",
         *overrides,
     ]
 

@@ -1,6 +1,7 @@
 """Predict: ``python tools/predict.py -c configs/vcr.yaml -w OUTPUT_OR_WEIGHTS --split test --out FILE``.
 
-Writes the task's official result format (VCR: the leaderboard's CSV).
+Writes the task's result format: VCR the leaderboard's CSV, RefCOCO+ boxes as JSON, the cloze test a page (.html) or
+all nodes (.jsonl).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from ernie_vil import cli
+from ernie_vil.errors import UserError
 
 
 def predict(argv: Optional[Sequence[str]]) -> None:
@@ -21,6 +23,9 @@ def predict(argv: Optional[Sequence[str]]) -> None:
     arguments = parser.parse_args(argv)
     cli.check_writable(arguments.out)
     config, task = cli.load_trained(arguments)
+    suffixes = getattr(task, "prediction_suffixes", None)
+    if suffixes and arguments.out.suffix not in suffixes:
+        raise UserError(f"--out {arguments.out}: give a name that ends in {' or '.join(suffixes)}")
 
     from ernie_vil.engine import distributed, evaluation
 

@@ -3,8 +3,9 @@
 The format is the LMDB layout in which ViLBERT and VCR features circulate: a folder with ``data.mdb``; key ``keys``
 holds a pickled list of image ids, and every other key a pickled dict with ``image_id``, ``image_h``, ``image_w``,
 ``num_boxes`` and, as base64 of little-endian float32, ``features`` [num_boxes, F] and ``boxes`` [num_boxes, 4]
-(x1, y1, x2, y2 in pixels). Stores written here may also hold ``class_probs`` and ``attribute_probs``, and under the
-key ``fingerprint`` a JSON object that says which extractor made them.
+(x1, y1, x2, y2 in pixels); the stores of ViLBERT's multi-task release have arrays in the place of base64. There may
+also be ``class_probs`` (``cls_prob`` in ViLBERT's) and ``attribute_probs``, and in stores written here under the key
+``fingerprint`` a JSON object that says which extractor made them.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ __all__ = [
 
 _KEYS, _FINGERPRINT = b"keys", b"fingerprint"
 _INITIAL_MAP_SIZE = 1 << 28
+_OTHER_NAMES = {"cls_prob": "class_probs"}  # in ViLBERT's features of Conceptual Captions
 
 
 class LmdbRegionStore:
@@ -347,6 +349,7 @@ def _record_from_regions(image_id: str, regions: Regions) -> bytes:
 
 def _regions_from_record(record: dict[str, Any], feature_size: Optional[int], where: str) -> Regions:
     count = _whole_number(record, "num_boxes", where)
+    record = {**{ours: record[theirs] for theirs, ours in _OTHER_NAMES.items() if theirs in record}, **record}
     optional = {name: _floats(record, name, count, None, where) for name in OPTIONAL_ARRAYS if name in record}
     return Regions(
         features=_floats(record, "features", count, feature_size, where),
@@ -372,9 +375,11 @@ def _float_bytes(record: dict[str, Any], name: str, where: str) -> bytes:
     if name not in record:
         raise BadRecord(f"{where}: no entry {name}")
     try:
+        if isinstance(record[name], np.ndarray):
+            return np.ascontiguousarray(record[name], "<f4").tobytes()
         return binascii.a2b_base64(record[name])
     except (TypeError, ValueError) as error:
-        raise BadRecord(f"{where}: {name} is not base64 ({error})") from None
+        raise BadRecord(f"{where}: {name} is not base64 nor an array of numbers ({error})") from None
 
 
 def _floats(record: dict[str, Any], name: str, rows: int, columns: Optional[int], where: str) -> np.ndarray:

@@ -7,13 +7,15 @@ has always seen one ``[UNK]``. The rules below are those of the original (the BE
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
-from typing import Union
+from typing import Sequence, Union
 
 from ernie_vil.errors import UserError
 
 PathLike = Union[str, Path]
+Span = tuple[int, int]
 
 # A longer word is one [UNK]; the original's limit.
 MAX_WORD_CHARACTERS = 100
@@ -63,6 +65,7 @@ class WordPieceTokenizer:
         self._tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         self._longest_token = max(map(len, vocabulary))
         self._cache: dict[str, list[int]] = {}
+        self._located_cache: dict[str, list[tuple[int, int, int]]] = {}
         self.pad_id = vocabulary["[PAD]"]
         self.unk_id = vocabulary["[UNK]"]
         self.cls_id = vocabulary["[CLS]"]
@@ -95,6 +98,41 @@ class WordPieceTokenizer:
                     self._cache[word] = pieces
             ids += pieces
         return ids
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """The ids of :meth:`encode`, and for each the (start, end) of the characters of ``text`` it was made from.
+
+        An ``[UNK]`` has the span of its whole word. Accents and control characters that were dropped at an edge of a
+        piece lie outside its span. A character that decomposes into several (Hangul) may be shared by pieces.
+        """
+        ids: list[int] = []
+        spans: list[Span] = []
+        cleaned, places = _clean_with_places(text)
+        for match in re.finditer(r"\S+", cleaned):
+            word, start = match.group(), match.start()
+            located = self._located_cache.get(word)
+            if located is None:
+                located = self._located_pieces(word)
+                if len(self._located_cache) < CACHED_WORDS:
+                    self._located_cache[word] = located
+            for piece, first, last in located:
+                ids.append(piece)
+                spans.append((places[start + first], places[start + last] + 1))
+        return ids, spans
+
+    def _located_pieces(self, word: str) -> list[tuple[int, int, int]]:
+        """The pieces of a cleaned word, each with the first and the last character of the word that it comes from."""
+        located = []
+        for part, own in _split_word_with_places(word):
+            pieces = self._pieces(part)
+            start = 0
+            for number, piece in enumerate(pieces):
+                length = len(self._tokens[piece]) - (2 if number else 0)
+                # A single piece is all of the part, also when it is [UNK].
+                covered = own[start : start + length] if len(pieces) > 1 else own
+                located.append((piece, min(covered), max(covered)))
+                start += length
+        return located
 
     def _pieces(self, word: str) -> list[int]:
         if len(word) > MAX_WORD_CHARACTERS:
@@ -220,6 +258,48 @@ def split_word(word: str) -> list[str]:
             inside_part = True
     # Decomposing or lower-casing may bring in white space; the original splits once more, so this does.
     return " ".join(parts).split()
+
+
+def _clean_with_places(text: str) -> tuple[str, Sequence[int]]:
+    """:func:`clean_text`, and of every character its index in ``text``."""
+    if text.isascii() and text.isprintable():
+        return text, range(len(text))
+    cleaned = [clean_text(character) for character in text]
+    return "".join(cleaned), [place for place, characters in enumerate(cleaned) for _ in characters]
+
+
+def _split_word_with_places(word: str) -> list[tuple[str, Sequence[int]]]:
+    """:func:`split_word`, and for every character of a part the index in ``word`` of the one that it comes from."""
+    places: Sequence[int] = range(len(word))
+    if not word.isascii():
+        decomposed = [
+            (character, place)
+            for place, original in enumerate(word)
+            for character in unicodedata.normalize("NFD", original.lower())
+        ]
+        _order_marks(decomposed)
+        places = [place for character, place in decomposed if not _is_dropped(character)]
+    located = []
+    start = 0
+    for part in split_word(word):
+        located.append((part, places[start : start + len(part)]))
+        start += len(part)
+    return located
+
+
+def _is_dropped(character: str) -> bool:
+    return unicodedata.category(character) == "Mn" or character.isspace()
+
+
+def _order_marks(characters: list[tuple[str, int]]) -> None:
+    """Sort neighbouring combining marks **in place**, as normalizing the whole word does."""
+    start = 0
+    while start < len(characters):
+        end = start
+        while end < len(characters) and unicodedata.combining(characters[end][0]):
+            end += 1
+        characters[start:end] = sorted(characters[start:end], key=lambda item: unicodedata.combining(item[0]))
+        start = end + 1
 
 
 def is_punctuation(character: str) -> bool:

@@ -14,7 +14,9 @@ from typing import Any, Optional, Sequence, Union
 import numpy as np
 import paddle
 
+from ernie_vil.data.json_lines import JsonLines
 from ernie_vil.data.names import NameDraws
+from ernie_vil.data.region_arrays import pad_regions
 from ernie_vil.data.regions import Regions, merge_with_ground_truth
 from ernie_vil.data.text_pair import pad_sequences, pair_sequence, truncate_pair
 from ernie_vil.data.tokenizer import WordPieceTokenizer
@@ -69,53 +71,33 @@ class VcrFile:
         self.split = split
         if not self.path.is_file():
             raise UserError(missing_file_message(self.path))
-        self.skipped: list[str] = []
         self.annot_ids: list[str] = []
         """``annot_id`` of every entry."""
         self.image_ids: list[str] = []
         """Key of every entry's picture in the feature stores."""
-        offsets, lines = [], []
-        offset = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        record = parse_record(line, self._where(number), labelled=split != "test")
-                    except BadRecord as error:
-                        self.skipped.append(str(error))
-                    else:
-                        offsets.append(offset)
-                        lines.append(number)
-                        self.annot_ids.append(record.annot_id)
-                        self.image_ids.append(record.image_id)
-                offset += len(line)
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self._lines = np.array(lines, dtype=np.int64)
-        if not lines:
-            reasons = "".join(f"\n  {message}" for message in self.skipped[:20])
-            state = f"all {len(self.skipped)} lines are bad:{reasons}" if reasons else "the file is empty"
-            raise UserError(f"{self.path}: no usable entry for split {split}; {state}")
+        self._entries = JsonLines(self.path, self._check)
+        self.skipped = self._entries.skipped
+        if not len(self):
+            raise UserError(f"{self.path}: no usable entry for split {split}; {self._entries.why_empty()}")
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> VcrRecord:
-        # Opened for every record: a file shared by forked workers would share its position too.
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[index])
-            line = file.readline()
-        return parse_record(line, self.where(index), labelled=self.split != "test")
+        return parse_record(self._entries[index], self.where(index), labelled=self.split != "test")
 
     def line(self, index: int) -> int:
         """Line number of an entry, from 1."""
-        return int(self._lines[index])
+        return self._entries.line(index)
 
     def where(self, index: int) -> str:
         """``FILE:LINE`` of an entry."""
-        return self._where(self.line(index))
+        return self._entries.where(index)
 
-    def _where(self, line: int) -> str:
-        return f"{self.path}:{line}"
+    def _check(self, line: bytes, where: str) -> None:
+        record = parse_record(line, where, labelled=self.split != "test")
+        self.annot_ids.append(record.annot_id)
+        self.image_ids.append(record.image_id)
 
 
 class VcrDataset(paddle.io.Dataset):
@@ -255,22 +237,6 @@ def collate_vcr(samples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     ):
         batch[name] = np.array([sample[key] for sample in samples], dtype=np.int64)
     return batch
-
-
-def pad_regions(regions: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Pad the features ``[n, F]`` and locations ``[n, 5]`` of several pictures with zeros; see :func:`collate_vcr`."""
-    most = max(len(features) for features, _ in regions)
-    # Not zeros(): a batch of 16 is 13 MB, and nearly all of it would be written twice.
-    features = np.empty((len(regions), most, regions[0][0].shape[1]), dtype=np.float32)
-    locations = np.zeros((len(regions), most, 5), dtype=np.float32)
-    mask = np.zeros((len(regions), most), dtype=np.float32)
-    for row, (own_features, own_locations) in enumerate(regions):
-        count = len(own_features)
-        features[row, :count] = own_features
-        features[row, count:] = 0
-        locations[row, :count] = own_locations
-        mask[row, :count] = 1
-    return {"region_features": features, "region_locations": locations, "region_mask": mask}
 
 
 def plain_text(text: Text, names: Sequence[str]) -> str:

@@ -225,10 +225,11 @@ class Attention(nn.Layer):
         self.value = linear(memory_size, width, std)
         self.output = linear(width, size, std)
 
-    def forward(self, hidden: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, memory: Tensor, bias: Optional[Tensor]) -> Tensor:
         """``hidden [B, Q, size]``, ``memory [B, K, memory_size]``, ``bias [B, 1, Q, K]`` -> ``[B, Q, size]``."""
         query = self._split(self.query(hidden) * self.head_size**-0.5)
-        scores = paddle.matmul(query, self._split(self.key(memory)), transpose_y=True) + bias
+        scores = paddle.matmul(query, self._split(self.key(memory)), transpose_y=True)
+        scores = scores if bias is None else scores + bias
         weights = F.dropout(F.softmax(scores), self.dropout, training=self.training)
         context = paddle.matmul(weights, self._split(self.value(memory))).transpose([0, 2, 1, 3])
         return self.output(context.flatten(2))
@@ -261,8 +262,11 @@ class TransformerLayer(nn.Layer):
         self.feed_forward_norm = nn.LayerNorm(size, LAYER_NORM_EPSILON)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, memory, bias)))
+    def forward(self, hidden: Tensor, memory: Tensor, bias: Optional[Tensor]) -> Tensor:
+        return self.after_attention(hidden, self.attention(hidden, memory, bias))
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = self.attention_norm(hidden + self.dropout(attended))
         return self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
 
 
@@ -305,14 +309,16 @@ class RegionEmbeddings(nn.Layer):
         self.norm = nn.LayerNorm(config.v_hidden_size, LAYER_NORM_EPSILON)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, features: Tensor, locations: Tensor, repeats: int) -> Tensor:
+    def forward(self, features: Tensor, locations: Tensor, repeats: int | Tensor = 1) -> Tensor:
         embedded = self.norm(self.feature(features) + self.location(locations))
         # Projected once per image, then repeated for its texts; dropout is drawn for every row as in the original.
         return self.dropout(repeat_rows(embedded, repeats))
 
 
-def repeat_rows(tensor: Tensor, repeats: int) -> Tensor:
-    """``[n, ...] -> [n * repeats, ...]``, each row followed by its copies."""
+def repeat_rows(tensor: Tensor, repeats: int | Tensor) -> Tensor:
+    """``[n, ...] -> [n * repeats, ...]``, each row followed by its copies; a tensor names the rows instead."""
+    if isinstance(repeats, Tensor):
+        return tensor.index_select(repeats)
     return tensor if repeats == 1 else tensor.repeat_interleave(repeats, axis=0)
 
 
@@ -358,24 +364,27 @@ class ErnieViLModel(nn.Layer):
         region_features: Tensor,
         region_locations: Tensor,
         region_mask: Tensor,
+        region_rows: Optional[Tensor] = None,
     ) -> ErnieViLOutput:
         """Encode texts ``[B, L]`` (int64 x3, mask 0/1) with regions ``[n, N, F]``, ``[n, N, 5]``, mask ``[n, N]``.
 
-        Row 0 of the regions is the whole image. ``B`` must be a multiple of ``n``: consecutive texts share an image
-        (the four choices of a VCR question), which is then projected once. Raises ``ValueError`` otherwise.
+        Row 0 of the regions is the whole image. ``region_rows`` int64 ``[B]`` says which image each text goes with.
+        Without it ``B`` must be a multiple of ``n`` (``ValueError`` otherwise) and consecutive texts share an image
+        (the four choices of a VCR question). Either way an image is projected once.
         """
         texts, images = input_ids.shape[0], region_features.shape[0]
-        if texts % images:
+        if region_rows is None and texts % images:
             raise ValueError(f"{texts} texts cannot be shared out evenly over {images} images")
+        repeats = texts // images if region_rows is None else region_rows
         dtype = self.text_pooler.weight.dtype
         text_mask = attention_mask.astype(dtype)
-        region_mask = repeat_rows(region_mask.astype(dtype), texts // images)
+        region_mask = repeat_rows(region_mask.astype(dtype), repeats)
         text_bias, region_bias = attention_bias(text_mask, text_mask), attention_bias(region_mask, region_mask)
         text_to_region = attention_bias(text_mask, region_mask)
         region_to_text = text_to_region.transpose([0, 1, 3, 2])
 
         text = self.text_embeddings(input_ids, token_type_ids, position_ids)
-        region = self.region_embeddings(region_features, region_locations, texts // images)
+        region = self.region_embeddings(region_features, region_locations, repeats)
         text_done = region_done = 0
         for co_layer, text_stop, region_stop in zip(
             self.co_layers, self.config.t_biattention_id, self.config.v_biattention_id

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ernie_vil.tasks.cloze import ClozeTask
+from ernie_vil.tasks.pretrain import PretrainTask
+from ernie_vil.tasks.refcoco import RefcocoTask
 from ernie_vil.tasks.vcr import VcrTask
 
-TASKS: dict[str, type[VcrTask]] = {"vcr": VcrTask}
+TASKS: dict[str, Any] = {"vcr": VcrTask, "refcoco": RefcocoTask, "pretrain": PretrainTask, "cloze": ClozeTask}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Iterable, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 import paddle
 
 from ernie_vil.data.tokenizer import WordPieceTokenizer, check_same_vocabulary, check_vocabulary
 from ernie_vil.engine.config import RunConfig
 from ernie_vil.errors import UserError
-from ernie_vil.models.ernie_vil import ErnieViLModel
+from ernie_vil.models.ernie_vil import ErnieViLModel, ErnieViLOutput
 from ernie_vil.tasks.options import DataOptions, ModelOptions
 from ernie_vil.zoo import Heads, create_model, vocabulary_beside
 
@@ -72,6 +72,19 @@ def open_model(
     if beside and config.data.vocab:
         check_same_vocabulary(config.data.vocab, beside)
     return model
+
+
+def encode(model: ErnieViLModel, batch: Mapping[str, Any]) -> ErnieViLOutput:
+    """What the backbone makes of a batch with the usual seven arrays."""
+    return model(
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["position_ids"],
+        batch["attention_mask"],
+        batch["region_features"],
+        batch["region_locations"],
+        batch["region_mask"],
+    )
 
 
 def check_length(keys: str, length: int, model: ErnieViLModel) -> None:

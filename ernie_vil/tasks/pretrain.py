@@ -36,6 +36,7 @@ from ernie_vil.scene_graph.files import CaptionFile
 from ernie_vil.scene_graph.masking import KIND_NAMES
 from ernie_vil.tasks.opening import (
     check_length,
+    encode,
     missing_stores,
     open_model,
     raise_missing,
@@ -61,6 +62,7 @@ class PretrainTask:
     metric_names = ("accuracy", *KIND_NAMES, "match")
     unlabelled = ()
     splits = ("train", "val")
+    prediction_suffixes = (".jsonl",)
 
     def __init__(
         self, config: RunConfig, splits: Optional[Sequence[str]] = ("train", "val"), *, trained: bool = False
@@ -181,15 +183,7 @@ class PretrainTask:
 
     def element_losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of every masked token ``[m]``, masked region ``[k]`` and pair ``[n]``, and what was predicted."""
-        output = self.model(
-            batch["input_ids"],
-            batch["token_type_ids"],
-            batch["position_ids"],
-            batch["attention_mask"],
-            batch["region_features"],
-            batch["region_locations"],
-            batch["region_mask"],
-        )
+        output = encode(self.model, batch)
         logits = token_logits(self.model, output.text_hidden, batch["token_positions"])
         scores = self.model.heads["match_fc"](match_vector(output, self.options.fusion))
         elements = {
@@ -231,6 +225,9 @@ class PretrainTask:
         sums = {name: np.sum([record[name] for record in records], axis=0) for name in records[0] if name != "key"}
         shares = {name: 100 * right / count for name, (_, right, count) in sums.items() if count and name != "region"}
         losses = {f"{name}_loss": loss / count for name, (loss, _, count) in sums.items() if count}
+        best = self.config.train.best_metric
+        if best in sums and best not in shares:
+            raise UserError(f"train.best_metric: {best}: nothing of that kind is masked in data.val; choose another")
         _, right, count = np.sum([sums[name] for name in KIND_NAMES], axis=0)
         return {"accuracy": 100 * right / count if count else 0.0, **shares, **losses}
 

@@ -20,7 +20,15 @@ from ernie_vil.data.vcr import CHOICES, Q_TO_A, QA_TO_R, VcrDataset, VcrFile, co
 from ernie_vil.engine.config import RunConfig
 from ernie_vil.engine.task import EvalSet, TrainSet
 from ernie_vil.models.heads import ChoiceHead, choice_loss, match_vector
-from ernie_vil.tasks.opening import check_length, missing_stores, open_model, raise_missing, save_model, vocabulary_path
+from ernie_vil.tasks.opening import (
+    check_length,
+    encode,
+    missing_stores,
+    open_model,
+    raise_missing,
+    save_model,
+    vocabulary_path,
+)
 from ernie_vil.tasks.vcr_options import FEATURES_HINT, VcrDataOptions, VcrModelOptions
 from ernie_vil.tasks.vcr_results import vcr_metrics, write_leaderboard
 
@@ -147,15 +155,7 @@ class VcrTask:
 
     def scores(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Scores of both heads for every choice, ``[4 n, 1]`` each."""
-        output = self.model(
-            batch["input_ids"],
-            batch["token_type_ids"],
-            batch["position_ids"],
-            batch["attention_mask"],
-            batch["region_features"],
-            batch["region_locations"],
-            batch["region_mask"],
-        )
+        output = encode(self.model, batch)
         rate = self.model.config.attention_probs_dropout_prob if self.options.match_dropout else 0.0
         match = match_vector(output, self.options.fusion, rate, self.model.training)
         heads = self.model.heads

@@ -203,6 +203,21 @@ def test_ids_and_base64_as_bytes_or_text(tmp_path: Path, protocol: int, text: bo
     np.testing.assert_array_equal(store["7"].features, source.features)
 
 
+def test_arrays_and_class_probabilities_as_in_vilberts_stores(tmp_path: Path) -> None:
+    source = regions(class_probs=np.full((3, 5), 0.2, np.float32))
+    values = record(source)
+    values.pop("class_probs", None)
+    values.update(features=source.features, boxes=source.boxes.astype(np.float64), cls_prob=source.class_probs)
+    found = open_store(raw_store(tmp_path / "s", **{"7": values, "keys": [b"7"]}), 4)["7"]
+    np.testing.assert_array_equal(found.features, source.features)
+    np.testing.assert_array_equal(found.boxes, source.boxes)
+    np.testing.assert_array_equal(found.class_probs, source.class_probs)
+    values["features"] = np.array(["a", "b", "c"])
+    store = open_store(raw_store(tmp_path / "t", **{"7": values, "keys": [b"7"]}))
+    with pytest.raises(BadRecord, match="image 7: features is not base64 nor an array of numbers"):
+        store["7"]
+
+
 def test_base64_in_lines_and_store_without_key_list(tmp_path: Path) -> None:
     source = regions()
     lines = base64.encodebytes(source.features.tobytes())

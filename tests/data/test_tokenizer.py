@@ -80,6 +80,82 @@ def test_against_slow_reference(text: str, extra: list[str]) -> None:
     assert tokenizer.encode(text) == [vocabulary[token] for token in expected]
 
 
+def plain(text: str) -> str:
+    """Lower-cased, without accents and dropped characters, and with one sigma."""
+    decomposed = unicodedata.normalize("NFD", text.lower().replace("ς", "\u03c3"))
+    return "".join(c for c in decomposed if unicodedata.category(c)[0] != "C" and unicodedata.category(c) != "Mn")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=40) | st.text(alphabet=letters, max_size=40), st.lists(pieces, max_size=12, unique=True))
+@example("\u302e\u0301\u0323\u1d165a", [])  # marks that normalizing puts into another order
+@example("ΑΣ ΑΣ", [])  # sigma at the end of a word
+@example("İİİ\u0307b", ["i"])  # two characters in lower case
+def test_spans_of_any_text(text: str, extra: list[str]) -> None:
+    tokens = dict.fromkeys([*SPECIAL, "a", "##a", "b", "##b", ".", "e", *extra, *(f"##{piece}" for piece in extra)])
+    tokenizer = WordPieceTokenizer({token: i for i, token in enumerate(tokens)})
+    for _ in range(2):  # the second time from the cache
+        ids, spans = tokenizer.encode_with_spans(text)
+        assert ids == tokenizer.encode(text) and len(spans) == len(ids)
+        for start, end in spans:
+            assert 0 <= start < end <= len(text)
+            assert not any(c in "\t\n\r" or unicodedata.category(c) == "Zs" for c in text[start:end])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=letters, max_size=40))
+def test_spans_read_as_their_pieces(text: str) -> None:
+    tokens = [*SPECIAL, *"abceinso.,-'^$~#[]中文〇豈σ한", "##a", "##b", "##c", "##i", "##n", "##s", "##☃"]
+    tokenizer = WordPieceTokenizer({token: i for i, token in enumerate(dict.fromkeys(tokens))})
+    ids, spans = tokenizer.encode_with_spans(text)
+    ends = [0]
+    for piece, (start, end) in zip(ids, spans):
+        assert start >= ends[-1]  # in order and apart: nothing here decomposes into several pieces
+        ends.append(end)
+        if piece != tokenizer.unk_id:
+            assert plain(text[start:end]) == plain(tokens[piece].removeprefix("##"))
+    # What no piece covers means nothing.
+    between = [text[end:start] for end, start in zip(ends, [start for start, _ in spans] + [len(text)])]
+    assert tokenizer.encode("".join(between)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ab  ba.", ["A", "b", "b", "a", "."]),
+        ("áb\u00ada\u0301 \x07a", ["á", "b", "a", "a"]),  # an accent of its own and dropped characters at an edge
+        ("a\u00ad\u00adb", ["a", "b"]),
+        ("中a文", ["中", "a", "文"]),
+        ("a ☃snowman☃ b", ["a", "☃snowman☃", "b"]),  # [UNK]
+        ("한a", ["한a"]),  # [UNK] of a word that decomposes
+        ("a" * 101 + " b", ["a" * 101, "b"]),  # too long a word
+        ("[MASK] a", ["[", "MASK", "]", "a"]),
+        ("", []),
+        (" \n\u200b ", []),
+    ],
+)
+def test_spans(text: str, expected: list[str]) -> None:
+    tokens = [*SPECIAL, "[MASK]", "a", "##a", "b", "##b", ".", "[", "]", "中", "文"]
+    tokenizer = WordPieceTokenizer({token: i for i, token in enumerate(tokens)})
+    ids, spans = tokenizer.encode_with_spans(text)
+    assert [text[start:end] for start, end in spans] == expected and ids == tokenizer.encode(text)
+
+
+def test_spans_of_marks_that_change_places() -> None:
+    text = "a\u302e\U0001d165"
+    assert unicodedata.normalize("NFD", text) == "a\U0001d165\u302e"
+    tokens = [*SPECIAL, "a", "##\U0001d165", "##\u302e"]
+    tokenizer = WordPieceTokenizer({token: i for i, token in enumerate(tokens)})
+    assert tokenizer.encode_with_spans(text) == ([4, 5, 6], [(0, 1), (2, 3), (1, 2)])
+
+
+def test_pieces_of_one_character_share_it() -> None:
+    jamo = unicodedata.normalize("NFD", "한")
+    tokens = [*SPECIAL, jamo[0], *(f"##{character}" for character in jamo[1:])]
+    tokenizer = WordPieceTokenizer({token: i for i, token in enumerate(tokens)})
+    assert tokenizer.encode_with_spans("x 한") == ([1, 4, 5, 6], [(0, 1), (2, 3), (2, 3), (2, 3)])
+
+
 def write(path: Path, text: str) -> Path:
     path.write_bytes(text.encode("utf-8"))
     return path
