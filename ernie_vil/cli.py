@@ -95,6 +95,7 @@ def main(program: Callable[[Optional[Sequence[str]]], Any]) -> NoReturn:
     # Paddle speaks of optional parts of the machine (a compiler cache, flags); that is no news of a run.
     os.environ.setdefault("GLOG_minloglevel", "2")
     warnings.filterwarnings("ignore", message="No ccache found")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:No ccache found")  # for processes that this one starts
     try:
         program(None)
     except UserError as error:

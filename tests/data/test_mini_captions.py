@@ -143,7 +143,7 @@ def test_the_parser_finds_nearly_all_that_the_sentences_say(sentences):
             there[part] += 1
             found[part] += ((node.start, node.end),) in {own.spans for own in nodes[node.part]}
     shares = {part: found[part] / there[part] for part in there}
-    assert shares["object"] > 0.95 and shares["attribute"] > 0.95 and shares["relation"] > 0.85, shares
+    assert shares["object"] > 0.93 and shares["attribute"] > 0.93 and shares["relation"] > 0.9, shares
     assert there["hard"] < 0.1 * there["relation"]
 
 
