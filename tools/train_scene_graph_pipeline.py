@@ -38,13 +38,16 @@ def run(argv: Optional[Sequence[str]]) -> None:
 
 
 def annotate_file(arguments: argparse.Namespace) -> None:
-    import spacy
-
     from ernie_vil.scene_graph.parsed import annotate, read_captions
+    from ernie_vil.scene_graph.pipelines import import_spacy
 
     if not arguments.spacy_model:
         raise UserError("--annotate needs --spacy-model NAME_OR_PATH")
-    nlp = spacy.load(arguments.spacy_model, disable=["ner"])
+    try:
+        nlp = import_spacy().load(arguments.spacy_model, disable=["ner"])
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--spacy-model {arguments.spacy_model}: cannot be loaded ({reason})") from None
     with gzip.open(arguments.out, "wt", encoding="utf-8") as file:
         for line in annotate(nlp, read_captions(arguments.annotate)):
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Optional, Union
@@ -225,7 +226,7 @@ def _lines(path: Path, read: Callable[[bytes, int], Caption], blank: bool = True
                 line = (line[3:] if number == 1 and line.startswith(b"\xef\xbb\xbf") else line).rstrip(b"\r\n")
                 if blank or line.strip():
                     yield f"{path}:{number}", lambda line=line, number=number: read(line, number)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error})") from None
 
 

@@ -15,9 +15,9 @@ from typing import Any, Callable, Iterator, Optional
 from tqdm import tqdm
 
 from ernie_vil.data.captions import MAX_SKIP_RATIO, Caption, detect_format, read_captions
-from ernie_vil.errors import UserError
+from ernie_vil.errors import BadRecord, UserError
 from ernie_vil.scene_graph.files import NODE_COLUMNS, import_pyarrow, write_parquet
-from ernie_vil.scene_graph.parser import BATCH_SIZE, Parsed, load_pipeline, parse_batches
+from ernie_vil.scene_graph.parser import BATCH_SIZE, RULES_VERSION, Parsed, load_pipeline, parse_batches
 from ernie_vil.scene_graph.pipelines import describe_pipeline, pipeline_identity
 
 SECONDS_BETWEEN_LINES = 30
@@ -49,6 +49,7 @@ class Source:
             "complete": self.complete,
             "batch_size": BATCH_SIZE,
             "pipeline": pipeline_identity(nlp),
+            "rules": RULES_VERSION,
         }
 
 
@@ -217,8 +218,11 @@ def _finish(partial: Path, out: Path) -> None:
 def _summary_of(out: Path, summary: Summary) -> Summary:
     from ernie_vil.scene_graph.files import CaptionFile
 
-    for record in CaptionFile(out):
-        summary.add({"id": record.id, **record.graph.to_dict()})
+    try:
+        for record in CaptionFile(out):
+            summary.add({"id": record.id, **record.graph.to_dict()})
+    except BadRecord as error:
+        raise UserError(f"{error}; {out} is finished but damaged: delete it and parse again") from None
     return summary
 
 

@@ -41,7 +41,7 @@ def read_factual(path: Union[str, Path]) -> Iterator[FactualCaption]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such FACTUAL file")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="", errors="replace") as file:
         rows = csv.DictReader(file)
         missing = {"image_id", "caption", "scene_graph"} - set(rows.fieldnames or ())
         if missing:
@@ -49,6 +49,8 @@ def read_factual(path: Union[str, Path]) -> Iterator[FactualCaption]:
         for row in rows:
             try:
                 facts = read_facts(row["scene_graph"])
+                if not row["caption"]:
+                    raise ValueError("no caption")
             except ValueError as error:
                 raise UserError(f"{path}: line {rows.line_num}: {error}") from None
             yield FactualCaption(row["image_id"], row["caption"], facts)

@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 BATCH_SIZE = 256
+RULES_VERSION = 1
+"""To be raised when completion or conversion change what they make of a tree: files of two versions do not mix."""
 MAX_CHARACTERS = 10_000
 """Longest caption that is parsed, about 1,700 words. Memory grows with the length; spaCy alone stops at a million."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -120,9 +122,13 @@ def parse_records(
 
     import numpy as np
 
+    texts = list(records[column])
+    parsed_texts = parse_batch(
+        pipeline or shared_pipeline(), [text if isinstance(text, str) else "" for text in texts], complete
+    )
     nodes = [
-        {**parsed.graph.to_dict(), "fault": parsed.fault or ""}
-        for parsed in parse_batch(pipeline or shared_pipeline(), [str(text) for text in records[column]], complete)
+        {**parsed.graph.to_dict(), "fault": parsed.fault or ("" if isinstance(text, str) else "not a text")}
+        for parsed, text in zip(parsed_texts, texts)
     ]
     added = {kind: [json.dumps(values[kind]) for values in nodes] for kind in ("objects", "attributes", "relations")}
     added["fault"] = [values["fault"] for values in nodes]

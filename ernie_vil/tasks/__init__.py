@@ -8,5 +8,12 @@ from ernie_vil.tasks.cloze import ClozeTask
 from ernie_vil.tasks.pretrain import PretrainTask
 from ernie_vil.tasks.refcoco import RefcocoTask
 from ernie_vil.tasks.vcr import VcrTask
+from ernie_vil.tasks.vqa import VqaTask
 
-TASKS: dict[str, Any] = {"vcr": VcrTask, "refcoco": RefcocoTask, "pretrain": PretrainTask, "cloze": ClozeTask}
+TASKS: dict[str, Any] = {
+    "vcr": VcrTask,
+    "vqa": VqaTask,
+    "refcoco": RefcocoTask,
+    "pretrain": PretrainTask,
+    "cloze": ClozeTask,
+}

@@ -7,7 +7,6 @@ caption and of the regions are masked either way, but only pairs that belong tog
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
@@ -160,11 +159,7 @@ class PretrainTask:
         counts = {name: float((kinds == kind).sum()) for kind, name in enumerate(KIND_NAMES)}
         counts["region"] = float(np.asarray(batch["region_weights"]).sum()) if "region_weights" in batch else 0.0
         counts["match"] = float(batch["match_labels"].shape[0]) if self.files.negative_share else 0.0
-        return {name: count for name, count in counts.items() if count and getattr(self.weights, name)}
-
-    @cached_property
-    def weights(self) -> Any:
-        return self.options.loss_weights
+        return {name: count for name, count in counts.items() if count and getattr(self.options.loss_weights, name)}
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         wanted = self.counts(batch)
@@ -179,7 +174,7 @@ class PretrainTask:
             sums["region"] = (elements["region"] * batch["region_weights"]).sum()
         if "match" in wanted:
             sums["match"] = elements["match"].sum()
-        return {name: loss * getattr(self.weights, name) for name, loss in sums.items()}
+        return {name: loss * getattr(self.options.loss_weights, name) for name, loss in sums.items()}
 
     def element_losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of every masked token ``[m]``, masked region ``[k]`` and pair ``[n]``, and what was predicted."""
