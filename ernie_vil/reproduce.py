@@ -81,8 +81,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "no pre-training": (Stage("vcr", "vcr.yaml", _SHORT_VCR, _VCR.metrics),),
         },
         "Paper, Table 6 (cloze, ACC@1): SGP gains 2.12 for objects, 6.00 for attributes and 1.31 for relations. "
-        "With SGP four losses of words enter the total with weight 1 each, without it one; and nodes are masked besides the "
-        "random tokens, so that more is masked: the third arm masks as much without them.",
+        "With SGP four losses of words enter the total with weight 1 each, without it one. Nodes are masked besides "
+        "the random tokens, so that more is masked; the third arm masks as much without them.",
     )
 }
 

@@ -123,8 +123,8 @@ def _look_tags_up(nlp: Any) -> None:
     from ernie_vil.scene_graph import tags
 
     if "attribute_ruler" in nlp.pipe_names:
-        patterns = nlp.get_pipe("attribute_ruler").patterns
-        if tags.fits(patterns):
+        patterns = getattr(nlp.get_pipe("attribute_ruler"), "patterns", None)
+        if patterns is not None and tags.fits(patterns):
             nlp.replace_pipe("attribute_ruler", tags.NAME, config={"patterns": patterns})
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("sng_parser")
 
 from ernie_vil.scene_graph.agreement import graph_agreement, parse_agreement
 from ernie_vil.scene_graph.parsed import ParsedCaption, part_of, read_parsed
-from ernie_vil.scene_graph.pipelines import SHIPPED
+from ernie_vil.scene_graph.pipelines import SHIPPED, load_pipeline
 
 PARSED = Path(__file__).parents[1] / "data" / "scene_graph" / "parsed_captions.jsonl.gz"
 PAPER = "A woman in blue dress is putting her little white cat on top of a brown car in front of her house."
@@ -137,3 +137,29 @@ def test_a_caption_is_read_the_same_alone_and_in_a_batch(nlp, captions):
 def test_agreement_notices_a_wrong_reference(nlp, captions):
     wrong = [replace(caption, heads=(0,) * len(caption.tokens)) for caption in captions[:50]]
     assert parse_agreement(nlp, wrong)["uas"] < 0.3
+
+
+def test_tags_are_looked_up_as_the_attribute_ruler_does(nlp, captions):
+    from ernie_vil.scene_graph import tags
+
+    ours = load_pipeline(SHIPPED)
+    assert isinstance(ours.get_pipe("attribute_ruler"), tags.AttributeLookup)
+    texts = [
+        PAPER,
+        "It is a man who isn't near his dogs; everyone does so because of the SMALL cat's bed.",
+        "",
+        " 2 xyzzy",
+    ]
+    texts += [" ".join(caption.tokens) for caption in captions]
+    for one, other in zip(ours.pipe(texts), nlp.pipe(texts)):
+        assert [(t.pos_, str(t.morph), t.lemma_) for t in one] == [(t.pos_, str(t.morph), t.lemma_) for t in other]
+
+
+def test_rules_that_cannot_be_looked_up_keep_the_ruler():
+    from ernie_vil.scene_graph import tags
+
+    simple = {"patterns": [[{"TAG": "NN"}]], "attrs": {"POS": "NOUN"}, "index": 0}
+    assert tags.fits([simple])
+    for change in ({"index": 1}, {"patterns": [[{"TAG": "NN"}, {"TAG": "NN"}]]}, {"patterns": [[{"TEXT": "a"}]]}):
+        assert not tags.fits([simple, {**simple, **change}])
+    assert not tags.fits([{**simple, "attrs": {"LEMMA": "x"}}])
