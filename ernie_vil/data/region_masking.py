@@ -3,8 +3,8 @@
 A share of the region rows is drawn (15 %), never the whole-image row. 80 % of them are zeroed, 10 % get the features of
 another region and 10 % keep their own; all of them are predicted.
 
-**What a masked region shows is not shown elsewhere.** A detector gives several boxes of one thing, and the whole-image row is
-the mean of all regions. Therefore:
+**What a masked region shows is not shown elsewhere.** A detector gives several boxes of one thing, and the whole-image
+row is the mean of all regions. Therefore:
 
 * every region whose box overlaps with a masked one by ``SAME_THING`` (intersection over union, IoU) or more is zeroed
   too, without being predicted;
